@@ -1,0 +1,105 @@
+"""Making noop VMs, and bringing them into a state."""
+import time
+
+from lib.conform import contract, record_code
+from lib.vmmd import SLOW
+
+# API: verb -> (states it may come from, state it leads to)
+VERBS = {
+    "start": ({"prepared", "stopped", "failed"}, "running"),
+    "stop": ({"running", "suspended"}, "stopped"),
+    "kill": ({"running", "suspended"}, "stopped"),
+    "reset": ({"running", "suspended"}, "running"),
+    "restart": ({"running", "suspended"}, "running"),
+    "suspend": ({"running"}, "suspended"),
+    "resume": ({"suspended"}, "running"),
+}
+STATES = ("prepared", "running", "suspended", "stopped", "failed")
+
+
+def create_body(name, backend="noop", labels=None, start=False, **spec):
+    return {"name": name, "backend": backend, "labels": labels or {}, "start": start, "spec": spec}
+
+
+def make_vm(api, name="web", backend="noop", labels=None, start=False, **spec):
+    """Creates a VM, waits until it is there, and returns it."""
+    answer = api.post("/v1/vms", create_body(name, backend, labels, start, **spec), prefer_wait=30)
+    assert answer.status == 200, answer
+    return answer.json["result"]
+
+
+def get_vm(api, name="web"):
+    answer = api.get(f"/v1/vms/{name}")
+    assert answer.status == 200, answer
+    return answer.json
+
+
+def do(api, verb, name="web", body=None, expect=200, **kw):
+    """A verb, waited for. Returns the response."""
+    answer = api.post(f"/v1/vms/{name}/{verb}", body, prefer_wait=30, **kw)
+    assert answer.status == expect, answer
+    return answer
+
+
+def begin(api, verb, name="web", **kw):
+    """A verb, not waited for. Returns the operation."""
+    answer = api.post(f"/v1/vms/{name}/{verb}", **kw)
+    assert answer.status == 202, answer
+    return answer.json
+
+
+def destroy(api, name="web", **kw):
+    answer = api.delete(f"/v1/vms/{name}", prefer_wait=30, **kw)
+    assert answer.status == 200, answer
+    return answer
+
+
+def in_state(api, state, name="web", labels=None):
+    """A noop VM in this state."""
+    if state == "failed":
+        make_vm(api, name, labels={"noop.fail": "spawn"})
+        assert api.post(f"/v1/vms/{name}/start", prefer_wait=30).status >= 400
+        set_labels(api, name, {"noop.fail": None, **(labels or {})})
+    else:
+        make_vm(api, name, labels=labels)
+        if state != "prepared":
+            do(api, "start", name)
+        if state == "suspended":
+            do(api, "suspend", name)
+        if state == "stopped":
+            do(api, "stop", name)
+    vm = get_vm(api, name)
+    assert vm["state"] == state, vm
+    return vm
+
+
+def set_labels(api, name, labels):
+    answer = api.patch(f"/v1/vms/{name}", {"labels": labels})
+    assert answer.status == 200, answer
+    return answer.json
+
+
+def get_operation(api, op_id):
+    answer = api.get(f"/v1/operations/{op_id}")
+    assert answer.status == 200, answer
+    operation = answer.json
+    if operation["error"]:
+        record_code(operation["error"]["code"])
+        contract().assert_is("Problem", operation["error"])
+    return operation
+
+
+def ended(api, op_id, timeout=30):
+    """The operation once it has ended, by asking again and again."""
+    return eventually(lambda: get_operation(api, op_id), lambda op: op["state"] not in ("pending", "running"), timeout)
+
+
+def eventually(read, holds, timeout=10):
+    """read() again and again until holds(value); the value."""
+    end = time.monotonic() + timeout * SLOW
+    while True:
+        value = read()
+        if holds(value):
+            return value
+        assert time.monotonic() < end, f"not in {timeout} s: {value}"
+        time.sleep(0.02)
