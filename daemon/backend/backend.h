@@ -1,0 +1,119 @@
+/* backend.h - what a hypervisor backend does for core: a const vtable, and events back.
+ *
+ * A `struct backend_vm` is one VM at its backend.  It exists from the first operation that needs it until the VM is at
+ * rest again (attach ... detach); a stopped VM at rest has none.  At most one call is under way per backend_vm.
+ *
+ * Every verb has the contract of an operation's step: 0 done, OP_WAIT (then call->done comes exactly once, maybe before the
+ * return), or -1 with err set (call->done does not come).  A verb that fails leaves nothing behind of what it began.
+ * Verbs read vm->spec and write vm->runtime; they change nothing else of the VM.
+ * Runs on: the loop thread.  Nothing here blocks it. */
+#ifndef BACKEND_BACKEND_H
+#define BACKEND_BACKEND_H
+
+#include "base/error.h"
+#include "loop/child.h"
+#include "loop/loop.h"
+#include "loop/op.h"
+#include "model/vm.h"
+
+struct backend;
+struct backend_vm;
+
+struct backend_call {
+    void (*done)(struct backend_call *call, struct error *err); /* err unset: success; may be moved out of */
+};
+
+enum backend_end {
+    BACKEND_END_GUEST_OFF, /* the guest powered off, or it ended after a stop */
+    BACKEND_END_PANIC,     /* the guest panicked */
+    BACKEND_END_EXITED,    /* QEMU exited by itself without the guest's power-off */
+    BACKEND_END_KILLED,    /* a signal ended QEMU, or it vanished */
+};
+
+/* The end of the VM's process, told once; after it the backend holds no process, socket, or device of the VM any more. */
+struct backend_exit {
+    enum backend_end end;
+    struct exit_status status;
+    char detail[200];        /* "QEMU was killed by SIGKILL" */
+    const char *stderr_tail; /* QEMU's last words, may be empty; valid during the call */
+};
+
+struct backend_events {
+    void (*exited)(void *arg, const struct backend_exit *end);
+    void (*guest_reset)(void *arg);          /* the guest rebooted by itself, or was reset */
+    void (*agent)(void *arg, bool answers);  /* the guest agent answers, or no longer does */
+    void (*io_error)(void *arg, const char *reason); /* a guest write failed and the VM was paused: "enospc" or "error" */
+    void (*unresponsive)(void *arg, bool unresponsive); /* the monitor has stopped answering, or answers again */
+};
+
+/* What adopt found. */
+enum backend_found { BACKEND_FOUND_NOTHING, BACKEND_FOUND_RUNNING, BACKEND_FOUND_SUSPENDED, BACKEND_FOUND_ENDED };
+
+struct backend_adoption {
+    enum backend_found found;
+    struct backend_exit end; /* for ENDED: what the paused QEMU tells of its guest's end; it has been ended */
+};
+
+enum backend_log { BACKEND_LOG_CONSOLE, BACKEND_LOG_VMM };
+
+struct console_reader;
+
+struct backend {
+    const char *name;
+
+    /* Can this spec be run here?  Checks without effect, at once: ERR_BACKEND_NOT_AVAILABLE, ERR_API_INVALID_FIELD (pointer
+     * below /spec), ERR_HOST_INSUFFICIENT_MEMORY.  Called at create and PATCH. */
+    int (*check)(struct backend *be, const struct vm_spec *spec, struct error *err);
+
+    /* Memory only.  The vm outlives the backend_vm.  NULL with err set when memory is short. */
+    struct backend_vm *(*attach)(struct backend *be, struct vm *vm, const struct backend_events *events, void *arg,
+                                 struct error *err);
+    /* Lets go: no events afterwards.  A process that runs goes on running. */
+    void (*detach)(struct backend_vm *bvm);
+
+    /* The fault seam: called before each step of every operation ("vm.start", "spawn").  NULL: none. */
+    int (*before_step)(struct backend_vm *bvm, const char *kind, const char *step, struct backend_call *call,
+                       struct error *err);
+    /* Hurries the call under way: its done comes soon, with an error unless it was about to succeed. */
+    void (*cancel)(struct backend_vm *bvm);
+
+    /* Makes what the VM owns on disk: work directory, overlay, seed, UEFI variables. */
+    int (*create)(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+    /* Removes all of it, whatever is there; done twice is fine. */
+    int (*remove)(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+
+    /* The steps of a start. */
+    int (*prepare)(struct backend_vm *bvm, struct backend_call *call, struct error *err); /* runtime directory, tap, ports */
+    int (*sweep)(struct backend_vm *bvm, struct backend_call *call, struct error *err);   /* undoes prepare */
+    int (*spawn)(struct backend_vm *bvm, struct backend_call *call, struct error *err);   /* the process, paused */
+    int (*greet)(struct backend_vm *bvm, struct backend_call *call, struct error *err);   /* its monitor answers */
+    int (*verify)(struct backend_vm *bvm, struct backend_call *call, struct error *err);  /* let it run; it says it does */
+
+    /* Ends the process at once and waits until it is gone; no `exited` event follows.  Nothing to end: 0. */
+    int (*kill)(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+    /* Asks the guest to power off, once (ACPI; the agent too when it answers); completes when asked, `exited` follows. */
+    int (*press)(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+    /* Asks the process to end (SIGTERM); `exited` follows.  -1 when it cannot be asked. */
+    int (*terminate)(struct backend_vm *bvm, struct error *err);
+    int (*reset)(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+    int (*suspend)(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+    int (*resume)(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+
+    /* After a restart of the daemon: finds the VM's process by vm->runtime (or by its work directory where the record is
+     * missing), reconnects, and says how it stands.  ret is filled before done. */
+    int (*adopt)(struct backend_vm *bvm, struct backend_adoption *ret, struct backend_call *call, struct error *err);
+
+    /* Whether the agent was asked for by the last press and answers; for the stop's "method". */
+    bool (*pressed_agent)(struct backend_vm *bvm);
+
+    /* Logs.  The path prefix of a bounded log (loop/logfile.h) or of a plain file, in out (PATH_MAX bytes); -1: none. */
+    int (*log_path)(struct backend *be, const struct vm *vm, enum backend_log which, char *out);
+    /* The live console of an attached VM, or NULL. */
+    struct console *(*console)(struct backend_vm *bvm);
+
+    /* What GET /v1/host tells of this backend: a new object. */
+    json_t *(*describe)(struct backend *be);
+    void (*free)(struct backend *be);
+};
+
+#endif

@@ -1,0 +1,75 @@
+/* op.h - the operation engine: a table of steps, walked forward; undone backwards when one fails.
+ *
+ *        op_start ──► run step 0 ──► run step 1 ──► … ──► last step ──► finished(NULL)
+ *                        │ error, timeout or op_cancel before the commit step began
+ *                        ▼
+ *                     undo the finished steps in reverse ──► finished(error)
+ *
+ * Rules, the same for every operation:
+ *  - A step returns 0 (done), OP_WAIT, or -1 with err set.  After OP_WAIT exactly one op_resume comes, which may come
+ *    before the step returned.  The engine loops, it never recurses.
+ *  - The first error wins; a later success or error never replaces it.
+ *  - A step that fails cleans up after itself: it is not undone, the finished steps before it are, in reverse.
+ *  - `undo` has the same contract as `run`; its errors are only reported to the observer.
+ *  - `cancel` hurries a step that waits; the resume still comes.  A step without it is waited for.
+ *  - Once the commit step has begun nothing cancels; once it is done nothing is undone, and an error after it is only
+ *    reported to the observer: the operation has succeeded.
+ *  - Every step has a deadline: its own timeout_ms or OP_STEP_TIMEOUT_MS.  At the deadline the step is cancelled and the
+ *    operation fails with operation::deadline_exceeded - after the resume.  The operation may have one over all steps.
+ *  - The engine never frees what it does not own: `data` belongs to the caller, who frees it in `finished`.
+ * Runs on: the loop thread. */
+#ifndef LOOP_OP_H
+#define LOOP_OP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "loop/loop.h"
+
+enum { OP_WAIT = 1, OP_STEP_TIMEOUT_MS = 60000 };
+
+struct op;
+
+struct op_step {
+    const char *name;
+    int (*run)(struct op *op, struct error *err);
+    int (*undo)(struct op *op, struct error *err); /* NULL: nothing to undo */
+    void (*cancel)(struct op *op);                 /* NULL: waits cannot be hurried */
+    int64_t timeout_ms;                            /* 0: OP_STEP_TIMEOUT_MS */
+    bool commit;                                   /* the point of no return */
+};
+
+enum op_step_state { OP_STEP_PENDING, OP_STEP_RUNNING, OP_STEP_DONE, OP_STEP_FAILED, OP_STEP_UNDOING, OP_STEP_UNDONE };
+
+enum op_outcome { OP_SUCCEEDED, OP_FAILED, OP_CANCELLED };
+
+struct op_observer {
+    /* Each change of a step's state.  `err` is set for FAILED, and for UNDONE when the undo went wrong.  May be NULL. */
+    void (*step)(struct op *op, unsigned index, enum op_step_state state, const struct error *err);
+    /* The end, exactly once, never from within op_start's or op_cancel's caller's stack unless all steps were synchronous.
+     * `err` is unset on success.  The op is freed after it returns. */
+    void (*finished)(struct op *op, enum op_outcome outcome, struct error *err);
+};
+
+/* Starts walking `steps` (n_steps > 0; the table must outlive the op) on the next turn of the loop.  `data` is the operation's
+ * struct.  deadline_ms bounds the whole (0: none).  NULL when memory is short: `finished` does not come then. */
+struct op *op_start(struct loop *loop, const struct op_step *steps, unsigned n_steps, int64_t deadline_ms,
+                    const struct op_observer *observer, void *data);
+void *op_data(const struct op *op);
+struct loop *op_loop(const struct op *op);
+/* Ends the wait of the current step: err NULL or unset is success; a set error is moved out of *err. */
+void op_resume(struct op *op, struct error *err);
+/* Asks the operation to end with this reason (moved out of *reason); -1 when the commit has begun (nothing happens then).
+ * A second cancel while it is being undone does nothing and returns 0. */
+int op_cancel(struct op *op, struct error *reason);
+bool op_cancellable(const struct op *op);
+/* The step being run or undone, for messages. */
+const char *op_step_name(const struct op *op);
+unsigned op_step_index(const struct op *op);
+/* Moves the current step's deadline to delay_ms from now (a step that knows better, for instance `stop` with timeout_s). */
+void op_set_step_timeout(struct op *op, int64_t delay_ms);
+/* Ends the operation without undo or finished: for a daemon that is leaving (the rows say what to do at the next start).
+ * The current step must not resume afterwards; the caller silences it first. */
+void op_abandon(struct op *op);
+
+#endif
