@@ -114,7 +114,7 @@ copy_modules() {
 make_tree() {
     say "root tree"
     tree=$work/tree
-    mkdir -p "$tree"/{bin,sbin,usr/bin,usr/sbin,lib,lib64,etc,dev,proc,sys,run,mnt,root,home,var/lib,boot}
+    mkdir -p "$tree"/{bin,sbin,usr/bin,usr/sbin,lib,lib64,etc,dev,proc,sys,run,mnt,root,home,var/{lib,log},boot}
     mkdir -m 1777 "$tree/tmp"
     ln -s /run "$tree/var/run"
     install -m 755 "$work/unpacked/bin/busybox" "$tree/bin/busybox"
