@@ -141,7 +141,7 @@ def test_busy_vm_refuses_other_verbs_and_names_the_operation(api, verb):
 def test_busy_vm_shows_the_operation_that_holds_it(api):
     make_vm(api, labels=SLOW_START)
     operation = begin(api, "start")
-    assert get_vm(api)["operation"]["id"] == operation["id"]
+    assert get_vm(api)["operation"] == operation["id"]
 
 
 @pytest.mark.parametrize("verb", ["kill", "destroy"])
