@@ -14,8 +14,8 @@ struct loop;
 
 /* Fails: ERR_IO. */
 struct loop *loop_new(struct error *err);
-/* Runs what is still closing, then closes the loop.  Returns 0, or how many handles were left open (each is named on
- * stderr): a defect of the caller. */
+/* Runs what is still closing, deferred or on the thread pool to its end, then closes the loop.  Returns 0, or how many
+ * handles and tasks were left (each is named on stderr): a defect of the caller. */
 int loop_free(struct loop *loop);
 /* Runs until loop_stop, or until nothing is left to wait for. */
 void loop_run(struct loop *loop);
@@ -39,7 +39,8 @@ void loop_defer(struct loop *loop, struct loop_task *task);
 /* Takes a deferred task back; nothing happens if it is not queued. */
 void loop_revoke(struct loop *loop, struct loop_task *task);
 
-/* Any thread: makes the loop call fn(arg) on its own thread.  Calls may be merged: fn must look for all there is to do. */
+/* Any thread: makes the loop call fn(arg) on its own thread.  Calls may be merged: fn must look for all there is to do.
+ * A waker alone does not keep loop_run alive; nor does a signal watch. */
 struct loop_waker;
 struct loop_waker *loop_waker_new(struct loop *loop, void (*fn)(void *arg), void *arg, struct error *err);
 void loop_waker_wake(struct loop_waker *waker); /* any thread */
