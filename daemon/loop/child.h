@@ -29,14 +29,15 @@ struct child_spec {
     int extra_fds[4];        /* become 3, 4, ... in the child; -1 ends the list */
 };
 
-/* Starts a process; no other fd is inherited, core limit 0, default signal mask.  `exited` comes exactly once unless the
- * child is freed first.  Fails: ERR_QEMU_SPAWN_FAILED-free ERR_IO with errno (ENOENT: no such program). */
+/* Starts a process; no other fd is inherited, core limit 0, default signal mask and
+ * dispositions.  The program runs in it when this returns.  `exited` comes exactly once, from the loop, unless the child
+ * is freed first; child_free comes from the owner in any case.  Fails: ERR_IO with errno (ENOENT: no such program). */
 struct child *child_spawn(struct loop *loop, const struct child_spec *spec,
                           void (*exited)(void *arg, const struct exit_status *status), void *arg, struct error *err);
 pid_t child_pid(const struct child *c);
 /* Signals it through its pidfd: never a stranger.  -1 with errno set when it is gone. */
 int child_signal(struct child *c, int signum);
-/* Stops watching; the process goes on (it is still reaped).  NULL is fine. */
+/* Stops watching; the process goes on (it is still reaped, and does not keep loop_run).  NULL is fine. */
 void child_free(struct child *c);
 
 /* A short-lived tool run to its end: argv in, both outputs captured (bounded), killed at the deadline. */
@@ -50,20 +51,21 @@ struct tool_result {
 };
 
 struct tool;
-/* `done` comes exactly once unless tool_free comes first (which kills it). stdin: `input` of input_len bytes or empty.
- * extra_fds as in child_spec (may be NULL).  Output beyond max_output kills the tool (status shows it, timed_out false).
- * Fails: ERR_IO with errno. */
+/* `done` comes exactly once, from the loop, unless tool_free comes first (which kills it).  The owner calls tool_free in any
+ * case, also after or in `done`.  stdin: a file with `input` (copied), or /dev/null.  extra_fds as in child_spec (may be
+ * NULL).  Each output may have max_output bytes; more kills the tool (status shows it, timed_out false; what fitted is
+ * kept).  An output that a grandchild holds open is waited for 1 s after the exit.  Fails: ERR_IO with errno. */
 struct tool *tool_run(struct loop *loop, const char *const *argv, const int *extra_fds, const void *input, size_t input_len,
                       int64_t timeout_ms, size_t max_output, void (*done)(void *arg, const struct tool_result *result),
                       void *arg, struct error *err);
-void tool_free(struct tool *t);
+void tool_free(struct tool *t); /* NULL is fine */
 
 /* The identity of a process beyond its pid: start time in clock ticks since boot (field 22 of /proc/PID/stat). */
 struct proc_id {
     pid_t pid;
     uint64_t start_ticks;
     char boot_id[37];
-    char exe[256]; /* readlink of /proc/PID/exe, without " (deleted)" */
+    char exe[256]; /* readlink of /proc/PID/exe, without " (deleted)"; empty where we may not see it */
 };
 
 /* Fills in the identity of a live process; ERR_IO when it is gone. */
