@@ -1,0 +1,158 @@
+"""What survives the daemon's end, by SIGTERM and by kill -9."""
+import concurrent.futures
+
+import pytest
+
+from lib.vms import begin, create_body, destroy, do, ended, eventually, get_operation, get_vm, in_state, make_vm
+
+WAYS = ["SIGTERM", "SIGKILL"]
+
+
+def again(vmmd, way):
+    if way == "SIGTERM":
+        vmmd.stop()
+    else:
+        vmmd.kill9()
+    vmmd.start()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("state", ["prepared", "stopped", "failed"])
+def test_vm_at_rest_survives_unchanged(api, vmmd, way, state):
+    before = in_state(api, state, labels={"a": "b"})
+    again(vmmd, way)
+    assert get_vm(api) == before
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("state", ["running", "suspended"])
+def test_noop_vm_outlives_the_daemon(api, vmmd, way, state):
+    before = in_state(api, state)
+    again(vmmd, way)
+    after = get_vm(api)
+    assert (after["id"], after["state"], after["runtime"]["started_at"]) == (
+        before["id"], state, before["runtime"]["started_at"])
+    do(api, "stop")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_patched_spec_and_generation_survive(api, vmmd, way):
+    make_vm(api)
+    answer = api.patch("/v1/vms/web", {"spec": {"vcpus": 7}, "labels": {"x": "ü"}})
+    again(vmmd, way)
+    after = api.get("/v1/vms/web")
+    assert after.json == answer.json and after.headers["ETag"] == answer.headers["ETag"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_operations_survive(api, vmmd, way):
+    make_vm(api)
+    for verb in ("start", "suspend", "resume", "stop"):
+        do(api, verb)
+    before = api.get("/v1/operations").json["items"]
+    again(vmmd, way)
+    after = [op for op in api.get("/v1/operations").json["items"] if op["id"] in {o["id"] for o in before}]
+    assert after == before
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_idempotency_key_survives(api, vmmd, way):
+    first = api.post("/v1/vms", create_body("web"), headers={"Idempotency-Key": "k"}, prefer_wait=30)
+    again(vmmd, way)
+    second = api.post("/v1/vms", create_body("web"), headers={"Idempotency-Key": "k"}, prefer_wait=30)
+    assert second.status == 200 and second.json["id"] == first.json["id"]
+    assert second.headers["Idempotency-Replayed"] == "true"
+    assert api.post("/v1/vms", create_body("x"), headers={"Idempotency-Key": "k"}).code == "api::idempotency_mismatch"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_events_survive(api, vmmd, way):
+    make_vm(api, start=True)
+    newest = api.get("/v1/vms").json["as_of_event"]
+
+    def read():
+        with api.events(since=0) as stream:
+            return [e.data for e in stream.until(lambda e: e.id >= newest)]
+    before = read()
+    again(vmmd, way)
+    assert read() == before
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_destroyed_id_stays_gone_and_its_name_free(api, vmmd, way):
+    vm = make_vm(api)
+    destroy(api)
+    again(vmmd, way)
+    assert api.get(f"/v1/vms/{vm['id']}").code == "lifecycle::destroyed"
+    assert api.delete(f"/v1/vms/{vm['id']}").status == 200
+    make_vm(api)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("step", ["prepare", "spawn", "greet", "verify"])
+def test_operation_under_way_is_finished_or_undone(api, vmmd, way, step):
+    make_vm(api, labels={f"noop.delay_ms.{step}": "30000"})
+    op_id = begin(api, "start")["id"]
+    eventually(lambda: get_operation(api, op_id), lambda op: op["step"] == step)
+    again(vmmd, way)
+    operation = ended(api, op_id)
+    vm = eventually(lambda: get_vm(api), lambda vm: vm["operation"] is None)
+    if operation["state"] == "succeeded":
+        assert vm["state"] == "running"
+    else:
+        assert operation["error"]["code"] == "vm_manager::operation::interrupted"
+        assert vm["state"] in ("prepared", "failed")
+        api.patch("/v1/vms/web", {"labels": {f"noop.delay_ms.{step}": None}})
+        assert do(api, "start").json["result"]["state"] == "running"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_create_under_way_is_finished_or_leaves_nothing(api, vmmd, way):
+    steps = [s["name"] for s in api.post("/v1/vms", create_body("probe"), prefer_wait=30).json["steps"]]
+    for number, step in enumerate(steps):
+        name = f"web{number}"
+        answer = api.post("/v1/vms", create_body(name, labels={f"noop.delay_ms.{step}": "20000"}))
+        assert answer.status == 202
+        again(vmmd, way)
+        operation = ended(api, answer.json["id"])
+        if operation["state"] == "succeeded":
+            assert get_vm(api, name)["state"] == "prepared"
+        else:
+            assert operation["error"]["code"] == "vm_manager::operation::interrupted"
+            assert api.get(f"/v1/vms/{name}").status == 404
+            make_vm(api, name)
+
+
+def test_waiting_client_is_answered_at_sigterm(api, vmmd):
+    make_vm(api)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: api.get("/v1/vms/web/wait", query={"for": "state:running", "timeout": 60}))
+        eventually(lambda: "vmmd_" in api.get("/metrics").text, bool)
+        import time
+        time.sleep(0.3)
+        vmmd.stop()
+        answer = waiting.result(20)
+    assert answer.status == 503 and answer.code == "daemon::shutting_down"
+
+
+def test_what_was_answered_is_durable(api, vmmd):
+    """kill -9 right after each answer: nothing that a client was told is lost."""
+    for number in range(5):
+        vm = make_vm(api, f"v{number}")
+        vmmd.kill9()
+        vmmd.start()
+        assert get_vm(api, f"v{number}") == vm
+    assert len(api.get("/v1/vms").json["items"]) == 5
+
+
+def test_stale_socket_of_a_killed_daemon_is_no_hindrance(api, vmmd):
+    vmmd.kill9()
+    vmmd.start()
+    assert api.get("/v1/health").status == 200
+
+
+def test_socket_is_removed_at_a_clean_end(vmmd):
+    import os
+    vmmd.stop()
+    assert not os.path.exists(vmmd.socket)
+    vmmd.start()
