@@ -1,0 +1,81 @@
+/* progress.c - on a terminal one line that changes, elsewhere a line for each step when it is first seen. */
+#include "progress.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "output.h"
+#include "util.h"
+
+static bool line_shown; /* there is one stderr, so there is one line */
+
+void progress_init(struct progress *p, const struct cli *cli)
+{
+    *p = (struct progress){.on = cli->format != FORMAT_JSON, .since = clock_mono_ms()};
+    p->line = isatty(STDERR_FILENO) == 1;
+}
+
+void progress_clear(void)
+{
+    if (line_shown)
+        fputs("\r\033[K", stderr);
+    line_shown = false;
+}
+
+static const char *verb_of(const json_t *operation)
+{
+    const char *kind = json_text(operation, "kind");
+    const char *dot = strchr(kind, '.');
+
+    return dot != NULL ? dot + 1 : kind;
+}
+
+static void show_line(const struct progress *p, const json_t *operation)
+{
+    const json_t *steps = json_object_get(operation, "steps"), *progress = json_object_get(operation, "progress");
+    const char *current = json_text(operation, "step");
+    size_t at = 0, i;
+    const json_t *step;
+    CLEANUP_FREE char *text = NULL;
+    char amount[96] = "";
+
+    json_array_foreach(steps, i, step) {
+        if (strcmp(json_text(step, "state"), "pending") != 0)
+            at = i + 1;
+    }
+    if (json_number(progress, "total", 0) > 0)
+        snprintf(amount, sizeof(amount), " %lld of %lld %s", json_number(progress, "done", 0), json_number(progress, "total", 0),
+                 json_text(progress, "unit"));
+    progress_clear();
+    text = x_printf("%s: %s (%zu/%zu) %s%s %.1f s", json_text(json_object_get(operation, "target"), "vm_name"), verb_of(operation), at,
+                    json_array_size(steps), current, amount, (double)(clock_mono_ms() - p->since) / 1000);
+    text_visible(stderr, text);
+    fflush(stderr);
+    line_shown = true;
+}
+
+void progress_update(struct progress *p, const json_t *operation)
+{
+    const json_t *step;
+    size_t i;
+
+    if (!p->on)
+        return;
+    if (p->line) {
+        show_line(p, operation);
+        return;
+    }
+    json_array_foreach(json_object_get(operation, "steps"), i, step) {
+        CLEANUP_FREE char *text = NULL;
+
+        if (i < p->reported || strcmp(json_text(step, "state"), "pending") == 0)
+            continue;
+        text = x_printf("%s: %s: %s", json_text(json_object_get(operation, "target"), "vm_name"), verb_of(operation),
+                        json_text(step, "name"));
+        text_visible(stderr, text);
+        fputc('\n', stderr);
+        p->reported = i + 1;
+    }
+}

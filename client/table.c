@@ -1,0 +1,126 @@
+/* table.c - every command of vmctl with its options: lookup, usage, help and shell completion come from these tables. */
+#include "cli.h"
+
+#define STATES "preparing prepared running suspended stopped failed"
+
+const struct option_def global_options[] = {
+    {"socket", 0, "PATH", NULL, "the daemon's Unix socket (VMMD_SOCKET)"},
+    {"url", 0, "URL", NULL, "the daemon's address over TCP (VMMD_URL; token in VMMD_TOKEN)"},
+    {"output", 'o', "FORMAT", "table json name", "table, json or name"},
+    {"no-wait", 0, NULL, NULL, "do not wait for the operation to end"},
+    {"help", 'h', NULL, NULL, "show how the command is used"},
+    {"version", 0, NULL, NULL, "show vmctl's version"},
+    {0},
+};
+
+static const struct option_def create_options[] = {
+    {"name", 0, "NAME", NULL, "the VM's name, in place of the word NAME"},
+    {"image", 0, "PATH", NULL, "disk image to start from; a relative path is made absolute"},
+    {"image-url", 0, "URL", NULL, "where to fetch the image from; --image wins over it"},
+    {"vcpus", 0, "N", NULL, "virtual CPUs (1)"},
+    {"memory", 0, "MIB", NULL, "memory in MiB (1024)"},
+    {"disk", 0, "GIB", NULL, "disk size in GiB, never smaller than the image"},
+    {"network", 0, "TYPE", "user tap none", "user (default), tap or none"},
+    {"bridge", 0, "NAME", NULL, "bridge to attach to; means --network tap"},
+    {"forward", 0, "[IP:]HOST:GUEST[/PROTO]", NULL, "forward a host port to the guest; may be repeated; HOST 0 is chosen"},
+    {"cloud-init", 0, "FILE", NULL, "cloud-init user-data, passed as it is"},
+    {"ssh-key", 0, "FILE", NULL, "public key file for the guest's user; may be repeated"},
+    {"hostname", 0, "NAME", NULL, "the guest's host name, by cloud-init"},
+    {"uefi", 0, NULL, NULL, "boot by UEFI (q35)"},
+    {"start", 0, NULL, NULL, "start the VM once it is made"},
+    {"backend", 0, "NAME", "qemu noop", "qemu (default) or noop"},
+    {"label", 0, "KEY=VALUE", NULL, "label the VM; may be repeated"},
+    {"machine", 0, "TYPE", "q35 microvm", "q35 (default) or microvm"},
+    {"accel", 0, "NAME", "auto kvm tcg", "auto (default), kvm or tcg"},
+    {"kernel", 0, "PATH", NULL, "boot this kernel directly"},
+    {"initrd", 0, "PATH", NULL, "initrd of the kernel"},
+    {"cmdline", 0, "TEXT", NULL, "command line of the kernel"},
+    {"display", 0, "TYPE", "none vga", "none (default) or vga"},
+    {"restart", 0, "POLICY", "never on-failure always", "never (default), on-failure or always"},
+    {"autostart", 0, NULL, NULL, "start the VM with the daemon"},
+    {"protect", 0, NULL, NULL, "refuse to destroy the VM"},
+    {"spec", 0, "FILE", NULL, "spec as JSON (- is stdin); other options go over it"},
+    {"idempotency-key", 0, "KEY", NULL, "repeat a request safely: the same key answers the same operation"},
+    {0},
+};
+
+static const struct option_def verb_options[] = {
+    {"idempotency-key", 0, "KEY", NULL, "repeat a request safely (one NAME only)"},
+    {0},
+};
+
+static const struct option_def stop_options[] = {
+    {"timeout", 0, "SECONDS", NULL, "how long the guest has to power off before it is ended (30)"},
+    {"idempotency-key", 0, "KEY", NULL, "repeat a request safely (one NAME only)"},
+    {0},
+};
+
+static const struct option_def list_options[] = {
+    {"state", 0, "STATE", STATES, "only VMs in this state"},
+    {"backend", 0, "NAME", "qemu noop", "only VMs of this backend"},
+    {"label", 0, "KEY=VALUE", NULL, "only VMs with this label; may be repeated"},
+    {"name", 0, "GLOB", NULL, "only VMs whose name matches"},
+    {0},
+};
+
+static const struct option_def wait_options[] = {
+    {"for", 0, "CONDITION", STATES " ready agent", "a state (running, state:running) or condition; may be repeated (ready)"},
+    {"timeout", 0, "SECONDS", NULL, "give up after so long (60)"},
+    {0},
+};
+
+static const struct option_def log_options[] = {
+    {"console", 0, NULL, NULL, "what the guest wrote on its console (default)"},
+    {"vmm", 0, NULL, NULL, "what QEMU wrote on its stderr"},
+    {"provision", 0, NULL, NULL, "what the provisioning steps wrote"},
+    {"tail", 'n', "LINES", NULL, "only the last lines; 0 is all (0)"},
+    {"follow", 'f', NULL, NULL, "go on with what is written from now on"},
+    {0},
+};
+
+static const struct option_def console_options[] = {
+    {"force", 0, NULL, NULL, "take the console from the client that holds it"},
+    {"from", 0, "OFFSET", NULL, "show the console's log from this offset first"},
+    {0},
+};
+
+static const struct option_def events_options[] = {
+    {"since", 0, "ID", NULL, "begin after this event"},
+    {"vm", 0, "NAME", NULL, "only events of this VM"},
+    {"type", 0, "GLOB", NULL, "only events of these types, e.g. 'vm.*'"},
+    {"follow", 'f', NULL, NULL, "go on with events to come (default)"},
+    {"no-follow", 0, NULL, NULL, "end after the events there are; without --since from the oldest kept"},
+    {0},
+};
+
+static const struct option_def ops_options[] = {
+    {"state", 0, "STATE", "pending running succeeded failed cancelled", "list only operations in this state"},
+    {"limit", 'n', "N", NULL, "list at most so many (100)"},
+    {0},
+};
+
+const struct command commands[] = {
+    {"create", "[NAME]", "make a VM", WORD_NONE, 0, 1, create_options, cmd_create},
+    {"start", "NAME…", "start VMs", WORD_VM, 1, WORDS_MAX, verb_options, cmd_start},
+    {"stop", "NAME…", "power VMs off: by ACPI, then by force", WORD_VM, 1, WORDS_MAX, stop_options, cmd_stop},
+    {"kill", "NAME…", "end VMs at once", WORD_VM, 1, WORDS_MAX, verb_options, cmd_kill},
+    {"reset", "NAME…", "press the reset button of VMs", WORD_VM, 1, WORDS_MAX, verb_options, cmd_reset},
+    {"restart", "NAME…", "stop VMs and start them again", WORD_VM, 1, WORDS_MAX, verb_options, cmd_restart},
+    {"suspend", "NAME…", "pause VMs", WORD_VM, 1, WORDS_MAX, verb_options, cmd_suspend},
+    {"resume", "NAME…", "let suspended VMs go on", WORD_VM, 1, WORDS_MAX, verb_options, cmd_resume},
+    {"destroy", "NAME…", "end VMs and remove all they had", WORD_VM, 1, WORDS_MAX, NULL, cmd_destroy},
+    {"list", "", "list VMs", WORD_NONE, 0, 0, list_options, cmd_list},
+    {"status", "NAME…", "show VMs in full", WORD_VM, 1, WORDS_MAX, NULL, cmd_status},
+    {"explain", "NAME", "show why a VM is in its state", WORD_VM, 1, 1, NULL, cmd_explain},
+    {"wait", "NAME", "wait until a VM has come to a state or condition", WORD_VM, 1, 1, wait_options, cmd_wait},
+    {"log", "NAME", "show what a VM wrote", WORD_VM, 1, 1, log_options, cmd_log},
+    {"console", "NAME", "attach to a VM's serial console; Ctrl+] detaches", WORD_VM, 1, 1, console_options, cmd_console},
+    {"events", "", "show what happens, as it happens", WORD_NONE, 0, 0, events_options, cmd_events},
+    {"ops", "[list | show ID | cancel ID]", "list, show or cancel operations", WORD_OPERATION, 0, 2, ops_options, cmd_ops},
+    {"host", "", "show what this host can do", WORD_NONE, 0, 0, NULL, cmd_host},
+    {"errors", "[CODE]", "list the error codes, or explain one", WORD_CODE, 0, 1, NULL, cmd_errors},
+    {"version", "", "show the versions of vmctl and of the daemon", WORD_NONE, 0, 0, NULL, cmd_version},
+    {"completion", "bash | zsh | fish", "write a completion script for a shell", WORD_SHELL, 1, 1, NULL, cmd_completion},
+    {"help", "[COMMAND]", "show how a command is used", WORD_COMMAND, 0, 1, NULL, cmd_help},
+    {0},
+};
