@@ -1,0 +1,251 @@
+/* writer.c - the writer thread: takes what queued, commits it as one group, hands the results back, and wakes the loop.
+ *
+ *   take the queue ─► BEGIN IMMEDIATE ─► SAVEPOINT, records, RELEASE (each tx) ─► COMMIT ─► finished ─► wake
+ *
+ * While a COMMIT is being flushed the next group queues, so the busier the daemon, the fewer flushes per transaction.
+ * A tx that breaks a constraint is rolled back to its savepoint alone.  When the disk refuses (in a record or at COMMIT)
+ * nothing of the group is durable, so every tx of it gets the error; the next group starts afresh.  A read runs when all
+ * before it is committed.  Checkpoints come after the results are handed over, so that no client waits for one. */
+#include <signal.h>
+#include <stdio.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "store/internal.h"
+
+void store_list_init(struct store_list *list)
+{
+    list->head = NULL;
+    list->tail = &list->head;
+}
+
+void store_list_add(struct store_list *list, struct store_item *item)
+{
+    item->next = NULL;
+    *list->tail = item;
+    list->tail = &item->next;
+}
+
+struct store_item *store_list_pop(struct store_list *list)
+{
+    struct store_item *item = list->head;
+
+    if (item == NULL)
+        return NULL;
+    list->head = item->next;
+    if (list->head == NULL)
+        list->tail = &list->head;
+    item->next = NULL;
+    return item;
+}
+
+void store_list_move(struct store_list *dst, struct store_list *src)
+{
+    if (src->head == NULL)
+        return;
+    *dst->tail = src->head;
+    dst->tail = src->tail;
+    store_list_init(src);
+}
+
+void store_item_fail(struct store_item *item, struct error *err)
+{
+    if (item->failed)
+        return;
+    item->failed = true;
+    item->err = mem_zalloc(sizeof(*item->err));
+    if (item->err != NULL)
+        error_move(item->err, err);
+}
+
+void store_item_error(struct store_item *item, struct error *ret)
+{
+    if (item->err != NULL)
+        error_move(ret, item->err);
+    else if (item->failed)
+        error_set(ret, ERR_DAEMON_INTERNAL, "cannot write to the database: the change did not fit into memory");
+}
+
+void store_enqueue(struct store *store, struct store_item *item)
+{
+    pthread_mutex_lock(&store->lock);
+    bool idle = store->queue.head == NULL;
+    store_list_add(&store->queue, item);
+    store->stats.queued++;
+    if (idle)
+        pthread_cond_signal(&store->wanted);
+    pthread_mutex_unlock(&store->lock);
+}
+
+static int run(sqlite3_stmt *stmt)
+{
+    int rc = sqlite3_step(stmt);
+
+    sqlite3_reset(stmt);
+    return rc == SQLITE_DONE ? SQLITE_OK : rc;
+}
+
+/* What is wrong with the tx alone, as against the disk or the database. */
+static bool is_own_fault(int rc)
+{
+    return (rc & 0xff) == SQLITE_CONSTRAINT || (rc & 0xff) == SQLITE_MISMATCH || (rc & 0xff) == SQLITE_TOOBIG;
+}
+
+static int apply_one(struct store *store, struct store_tx *tx, struct error *err)
+{
+    CLEANUP_ERROR struct error own = ERROR_INIT;
+    int rc;
+
+    if (tx->item.failed)
+        return SQLITE_OK;
+    if ((rc = run(store->savepoint)) != SQLITE_OK) {
+        store_db_error(store->db, rc, "write to the database", err);
+        return rc;
+    }
+    rc = store_tx_apply(store, tx, &own);
+    if (rc != SQLITE_OK && !is_own_fault(rc)) {
+        error_move(err, &own);
+        return rc;
+    }
+    if (rc != SQLITE_OK) {
+        store_item_fail(&tx->item, &own);
+        rc = run(store->rollback_to);
+    } else {
+        rc = SQLITE_OK;
+    }
+    if (rc == SQLITE_OK)
+        rc = run(store->release);
+    if (rc != SQLITE_OK)
+        store_db_error(store->db, rc, "write to the database", err);
+    return rc;
+}
+
+/* Executes the transactions of the group; on failure nothing of it stays. */
+static int apply_all(struct store *store, struct store_item *group, struct error *err)
+{
+    int rc = run(store->begin);
+
+    if (rc != SQLITE_OK)
+        return store_db_error(store->db, rc, "write to the database", err);
+    for (struct store_item *i = group; i != NULL && rc == SQLITE_OK; i = i->next)
+        rc = apply_one(store, CONTAINER_OF(i, struct store_tx, item), err);
+    if (rc == SQLITE_OK && (rc = run(store->commit)) != SQLITE_OK)
+        store_db_error(store->db, rc, "write to the database", err);
+    if (rc == SQLITE_OK)
+        return 0;
+    if (!sqlite3_get_autocommit(store->db)) /* SQLite rolls some failures back by itself */
+        run(store->rollback);
+    return -1;
+}
+
+static void commit_group(struct store *store, struct store_list *group)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    int64_t start = clock_mono_us();
+    unsigned good = 0, bad = 0;
+
+    bool committed = apply_all(store, group->head, &err) == 0;
+    int64_t took = clock_mono_us() - start;
+    for (struct store_item *i = group->head; i != NULL; i = i->next) {
+        CLEANUP_ERROR struct error copy = ERROR_INIT;
+        if (!committed && !i->failed) {
+            error_copy(&copy, &err);
+            store_item_fail(i, &copy);
+        }
+        bad += i->failed;
+        good += !i->failed;
+    }
+    pthread_mutex_lock(&store->lock);
+    struct store_stats *stats = &store->stats;
+    stats->commits += committed;
+    stats->transactions += good;
+    stats->failed += bad;
+    stats->last_commit_us = took;
+    if (took > stats->max_commit_us)
+        stats->max_commit_us = took;
+    pthread_mutex_unlock(&store->lock);
+}
+
+static void hand_over(struct store *store, struct store_list *done, unsigned count)
+{
+    if (count == 0)
+        return;
+    pthread_mutex_lock(&store->lock);
+    bool wake = store->finished.head == NULL && !store->stopping;
+    store_list_move(&store->finished, done);
+    store->stats.queued -= count;
+    pthread_mutex_unlock(&store->lock);
+    if (wake && store->wake != NULL)
+        store->wake(store->wake_arg);
+}
+
+static void checkpoint(struct store *store)
+{
+    char code[16];
+
+    if (store->wal_pages < STORE_CHECKPOINT_PAGES)
+        return;
+    int rc = sqlite3_wal_checkpoint_v2(store->db, NULL, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
+    store->wal_pages = 0;
+    bool failed = rc != SQLITE_OK && (rc & 0xff) != SQLITE_BUSY;
+    snprintf(code, sizeof(code), "%d", rc);
+    if (failed && !store->checkpoint_failed)
+        LOG_WARN("the database's log cannot be folded into the database and grows", "sqlite", code, "cause",
+                 sqlite3_errstr(rc), "path", store->path);
+    store->checkpoint_failed = failed;
+}
+
+/* Runs the items of the batch in order, in groups of transactions between reads. */
+static void run_batch(struct store *store, struct store_list *batch)
+{
+    struct store_list group;
+
+    while (batch->head != NULL) {
+        unsigned count = 0;
+        store_list_init(&group);
+        while (batch->head != NULL && !batch->head->is_read && count < STORE_GROUP_MAX) {
+            store_list_add(&group, store_list_pop(batch));
+            count++;
+        }
+        if (count > 0) {
+            commit_group(store, &group);
+        } else {
+            struct store_item *item = store_list_pop(batch);
+            store_read_run(store, CONTAINER_OF(item, struct store_read, item));
+            store_list_add(&group, item);
+            count = 1;
+        }
+        hand_over(store, &group, count);
+        checkpoint(store);
+    }
+}
+
+static int on_wal(void *arg, sqlite3 *db, const char *name, int pages)
+{
+    struct store *store = arg;
+
+    (void)db;
+    (void)name;
+    store->wal_pages = pages;
+    return SQLITE_OK;
+}
+
+void *store_writer(void *arg)
+{
+    struct store *store = arg;
+    struct store_list batch;
+
+    sqlite3_wal_hook(store->db, on_wal, store);
+    for (;;) {
+        store_list_init(&batch);
+        pthread_mutex_lock(&store->lock);
+        while (store->queue.head == NULL && !store->stopping)
+            pthread_cond_wait(&store->wanted, &store->lock);
+        store_list_move(&batch, &store->queue);
+        pthread_mutex_unlock(&store->lock);
+        if (batch.head == NULL)
+            return NULL;
+        run_batch(store, &batch);
+    }
+}
