@@ -1,7 +1,11 @@
 """Every verb from every state, by noop; what holds a VM, and what breaks in."""
+import threading
+import time
+
 import pytest
 
-from lib.vms import STATES, VERBS, begin, destroy, do, ended, get_vm, in_state, make_vm, set_labels
+from lib.vms import (STATES, VERBS, begin, create_body, destroy, do, ended, eventually, get_vm, in_state, make_vm,
+                     set_labels)
 
 NO_EFFECT = {("stop", "stopped"), ("kill", "stopped")}
 LEGAL = [(verb, state) for verb, (states, _) in VERBS.items() for state in STATES if state in states]
@@ -163,12 +167,10 @@ def test_kill_and_destroy_cancel_the_operation_that_holds_the_vm(api, verb):
 
 
 def test_waiting_client_of_a_cancelled_operation_gets_its_problem(api):
-    import threading
     make_vm(api, labels=SLOW_START)
     answers = []
     thread = threading.Thread(target=lambda: answers.append(api.post("/v1/vms/web/start", prefer_wait=20)))
     thread.start()
-    from lib.vms import eventually
     eventually(lambda: get_vm(api)["operation"], lambda op: op is not None)
     destroy(api)
     thread.join(20)
@@ -176,7 +178,6 @@ def test_waiting_client_of_a_cancelled_operation_gets_its_problem(api):
 
 
 def test_destroy_while_creating_leaves_nothing(api):
-    from lib.vms import create_body
     probe = api.post("/v1/vms", create_body("probe"), prefer_wait=30).json
     labels = {f"noop.delay_ms.{step['name']}": "5000" for step in probe["steps"]}
     answer = api.post("/v1/vms", create_body("web", labels=labels))
@@ -187,7 +188,6 @@ def test_destroy_while_creating_leaves_nothing(api):
 
 
 def test_hung_vm_does_not_slow_reads_of_others(api):
-    import time
     make_vm(api, "slow", labels=SLOW_START)
     make_vm(api, "other")
     begin(api, "start", "slow")

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from lib.vms import begin, do, ended, get_operation, get_vm, make_vm
+from lib.vms import begin, do, ended, eventually, get_operation, get_vm, in_state, make_vm
 
 SLOW_START = {"noop.delay_ms.spawn": "20000"}
 START_STEPS = ["reserve", "prepare", "spawn", "greet", "verify", "persist", "announce"]
@@ -16,6 +16,23 @@ def test_change_answers_202_with_its_operation_and_location(api):
     assert answer.headers["Location"] == f"/v1/operations/{answer.json['id']}"
     assert answer.json["kind"] == "vm.start"
     assert answer.json["target"] == {"vm_id": get_vm(api)["id"], "vm_name": "web"}
+
+
+@pytest.mark.parametrize("verb, state", [
+    ("start", "prepared"), ("stop", "running"), ("kill", "running"), ("reset", "running"), ("restart", "running"),
+    ("suspend", "running"), ("resume", "suspended"),
+])
+def test_every_verb_answers_202_at_once_without_prefer(api, verb, state):
+    in_state(api, state)
+    assert ended(api, begin(api, verb)["id"])["state"] == "succeeded"
+
+
+def test_destroy_answers_202_at_once_without_prefer(api):
+    make_vm(api)
+    answer = api.delete("/v1/vms/web")
+    assert answer.status == 202
+    operation = ended(api, answer.json["id"])
+    assert operation["state"] == "succeeded" and operation["result"]["state"] == "destroyed"
 
 
 def test_location_leads_to_the_operation(api):
@@ -88,7 +105,6 @@ def test_steps_are_those_of_the_table_in_order(api):
 
 def test_step_under_way_is_named(api):
     make_vm(api, labels=SLOW_START)
-    from lib.vms import eventually
     op_id = begin(api, "start")["id"]
     operation = eventually(lambda: get_operation(api, op_id), lambda op: op["step"] == "spawn")
     states = [step["state"] for step in operation["steps"]]
@@ -126,7 +142,6 @@ def test_ended_operation_is_not_cancellable(api):
 def test_operation_past_its_point_of_no_return_is_not_cancellable(api):
     make_vm(api, labels={"noop.delay_ms.announce": "2000", "noop.delay_ms.persist": "2000"})
     op_id = begin(api, "start")["id"]
-    from lib.vms import eventually
     operation = eventually(lambda: get_operation(api, op_id),
                            lambda op: op["step"] in ("persist", "announce") or op["state"] == "succeeded")
     assert operation["cancellable"] is False

@@ -73,7 +73,7 @@ def test_labels_are_kept(api):
 
 
 def test_text_of_every_script_is_kept(api):
-    text = "ünï 日本 🎉 \" \\ \n\t\u0001"
+    text = "ünï 日本 🎉 \" \\ \n\t"
     assert make_vm(api, labels={"t": text})["labels"]["t"] == text
     assert get_vm(api)["labels"]["t"] == text
 
@@ -226,9 +226,9 @@ def test_bridge_that_does_not_exist_is_named(shared_api):
 
 
 def test_memory_beyond_the_host_is_refused_by_qemu_and_taken_by_noop(api):
-    body = qemu_body(boot={"kernel": "/bin/true"}, memory_mb=1 << 40)
+    body = qemu_body(boot={"kernel": "/bin/true"}, memory_mb=1 << 25)
     answer = api.post("/v1/vms", dict(body, start=True), prefer_wait=30)
-    assert answer.code in ("host::insufficient_memory", "api::invalid_field"), answer
+    assert answer.code == "host::insufficient_memory", answer
     assert make_vm(api, "big", memory_mb=1 << 24)["spec"]["memory_mb"] == 1 << 24
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from urllib.parse import quote, urlencode
 
-from lib.conform import contract
+from lib.conform import contract, record_route
 
 TIMEOUT = 30
 
@@ -158,6 +158,18 @@ class Client:
             return Response("RAW", "", answer.status, answer.headers, body)
         finally:
             sock.close()
+
+    def websocket(self, path, timeout=10, headers=None):
+        """Opens a WebSocket: a websocket.WebSocket, or a websocket.WebSocketBadStatusException."""
+        import websocket  # only where it is used: it is slow to load
+        _, send = self._prepare(None, None, headers, None)
+        host = send.pop("Host")
+        ws = websocket.create_connection(f"ws://{host}{path}", timeout=timeout, socket=self.connect(timeout),
+                                         header=[f"{name}: {value}" for name, value in send.items()],
+                                         suppress_origin=True)
+        template, _ = contract().route(path)
+        record_route(f"GET {template}", 101)
+        return ws
 
     def events(self, timeout=10, **query):
         """Opens /v1/events; see EventStream."""

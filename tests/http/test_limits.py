@@ -1,0 +1,125 @@
+"""At its limits the daemon says so, and goes on."""
+import os
+import socket
+import subprocess
+import threading
+
+import pytest
+
+from lib.client import EventStream
+from lib.vmmd import VMMD, Daemon
+from lib.vms import create_body, destroy, do, get_vm, make_vm
+
+
+def test_too_many_streams_are_refused_as_overload(api):
+    streams = []
+    try:
+        for _ in range(2000):
+            stream = EventStream(api, {}, None, 10)
+            streams.append(stream)
+            if stream.status != 200:
+                break
+        assert streams[-1].status == 503, "no bound on streams"
+        assert streams[-1].response.code == "daemon::overloaded"
+        assert streams[-1].headers["Retry-After"]
+        assert api.get("/v1/vms").status == 200, "streams use up what other requests need"
+    finally:
+        for stream in streams:
+            stream.close()
+
+
+def test_streams_that_left_make_room_again(api):
+    for _ in range(3):
+        streams = [EventStream(api, {}, None, 10) for _ in range(20)]
+        assert all(stream.status == 200 for stream in streams)
+        for stream in streams:
+            stream.close()
+    assert api.get("/v1/health").status == 200
+
+
+def test_too_many_parked_waits_are_refused_as_overload(api):
+    make_vm(api)
+    socks, refused = [], None
+    request = b"GET /v1/vms/web/wait?for=state:running&timeout=60 HTTP/1.1\r\nHost: vmmd\r\n\r\n"
+    try:
+        for number in range(4000):
+            try:
+                sock = api.connect(10)
+            except OSError:
+                break
+            socks.append(sock)
+            sock.sendall(request)
+            if number % 64 == 63:
+                sock.settimeout(0.2)
+                try:
+                    refused = sock.recv(4096)
+                    break
+                except socket.timeout:
+                    pass
+        assert refused and refused.startswith(b"HTTP/1.1 503") and b"daemon::overloaded" in refused
+        assert api.get("/v1/health").status == 200, "waits use up what other requests need"
+    finally:
+        for sock in socks:
+            sock.close()
+
+
+@pytest.fixture
+def small_disk():
+    """A daemon whose data directory is a file system of 4 MiB, in a mount namespace of its own."""
+    if os.getuid() != 0:
+        pytest.skip("needs root to mount a small file system")
+    daemon = Daemon(start=False)
+    os.makedirs(daemon.data_dir, mode=0o700)
+    argv = daemon.argv()
+    daemon.argv = lambda: ["unshare", "-m", "--propagation", "private", "sh", "-c",
+                           'mount -t tmpfs -o size=4m tmpfs "$0" && exec "$@"', daemon.data_dir, *argv]
+    assert argv[0] == VMMD
+    if subprocess.run(["unshare", "-m", "true"], check=False, stderr=subprocess.DEVNULL).returncode != 0:
+        pytest.skip("no mount namespaces here")
+    try:
+        daemon.start()
+        yield daemon
+    finally:
+        daemon.close()
+
+
+def test_full_disk_is_told_and_nothing_is_half_made(small_disk):
+    api = small_disk.client()
+    make_vm(api, "before")
+    filler = f"/proc/{small_disk.pid}/root{small_disk.data_dir}/filler"
+    with open(filler, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"\0" * 4096)
+        except OSError:
+            pass
+    answer = None
+    for number in range(200):
+        answer = api.post("/v1/vms", create_body(f"v{number}", labels={"fill": "x" * 128}), prefer_wait=30)
+        if answer.status != 200:
+            break
+    assert (answer.status, answer.code) == (507, "host::disk_full")
+    assert api.get(f"/v1/vms/v{number}").status == 404
+    assert get_vm(api, "before")["state"] == "prepared"
+    os.unlink(filler)
+    make_vm(api, "after")
+    do(api, "start", "before")
+    destroy(api, "before")
+
+
+def test_thousand_vms_at_once(api):
+    failures = []
+
+    def work(worker):
+        for number in range(25):
+            answer = api.post("/v1/vms", create_body(f"v{worker}-{number}"), prefer_wait=60)
+            if answer.status != 200:
+                failures.append(answer)
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    page = api.get("/v1/vms", query={"limit": 1000}).json
+    assert len(page["items"]) == 1000 and page["next_cursor"] is None
