@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from lib.vms import begin, do, ended, eventually, get_operation, get_vm, in_state, make_vm
+from lib.vms import begin, do, ended, eventually, get_operation, get_vm, in_state, make_vm, settled
 
 SLOW_START = {"noop.delay_ms.spawn": "20000"}
 START_STEPS = ["reserve", "prepare", "spawn", "greet", "verify", "persist", "announce"]
@@ -213,7 +213,7 @@ def test_operation_outlives_its_vm(api):
 
 def test_operation_has_the_request_that_asked_for_it_in_its_events(api):
     make_vm(api)
-    since = api.get("/v1/vms").json["as_of_event"]
+    since = settled(api)
     with api.events(since=since) as stream:
         answer = api.post("/v1/vms/web/start", headers={"X-Request-Id": "req-4711"}, prefer_wait=30)
         events = stream.until(lambda e: e.type == "vm.state_changed" and e.data["data"]["to"] == "running")

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from lib.vms import begin, destroy, do, get_vm, make_vm
+from lib.vms import begin, destroy, do, get_vm, make_vm, settled
 
 
 def patch(api, body, **kw):
@@ -60,7 +60,7 @@ def test_spec_change_counts_the_generation(api):
 
 def test_patch_makes_an_event(api):
     make_vm(api)
-    since = api.get("/v1/vms").json["as_of_event"]
+    since = settled(api)
     vm = patch(api, {"labels": {"a": "b"}}).json
     with api.events(since=since) as stream:
         assert stream.next().data["vm_id"] == vm["id"]

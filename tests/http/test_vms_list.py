@@ -1,7 +1,7 @@
 """GET /v1/vms: order, filters, pages."""
 import pytest
 
-from lib.vms import do, make_vm
+from lib.vms import do, make_vm, settled
 from lib.vmmd import Daemon
 
 
@@ -110,6 +110,7 @@ def test_bad_query_is_refused(shared_api, query):
 def test_as_of_event_follows_changes_and_leads_into_the_event_stream(api):
     before = api.get("/v1/vms").json["as_of_event"]
     make_vm(api)
+    settled(api)
     page = api.get("/v1/vms").json
     assert page["as_of_event"] > before
     with api.events(since=page["as_of_event"]) as stream:

@@ -94,6 +94,17 @@ def ended(api, op_id, timeout=30):
     return eventually(lambda: get_operation(api, op_id), lambda op: op["state"] not in ("pending", "running"), timeout)
 
 
+def settled(api):
+    """as_of_event once no more events come: the last steps of an operation are told a moment after its end."""
+    newest = api.get("/v1/vms").json["as_of_event"]
+    while True:
+        time.sleep(0.2)
+        now = api.get("/v1/vms").json["as_of_event"]
+        if now == newest:
+            return now
+        newest = now
+
+
 def eventually(read, holds, timeout=10):
     """read() again and again until holds(value); the value."""
     end = time.monotonic() + timeout * SLOW
