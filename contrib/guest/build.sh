@@ -36,6 +36,7 @@ mkdir -p "$1"
 out=$(cd "$1" && pwd)
 export PATH=$PATH:/usr/sbin:/sbin
 work=$(mktemp -d "$out/.build.XXXXXX")
+# shellcheck disable=SC2154
 trap 'status=$?; rm -rf "$work"; [ $status -eq 0 ] || echo "guest: failed" >&2' EXIT
 trap 'exit 130' INT TERM HUP
 
@@ -63,6 +64,7 @@ download() {
     local kernel
     kernel=$(kernel_package)
     [ -n "$kernel" ] || die "apt knows no linux-image-cloud-amd64: run apt-get update first"
+    # shellcheck disable=SC2086 # a list
     say "download $kernel and $(echo $GUEST_PACKAGES | wc -w) packages"
     mkdir "$work/debs" "$work/unpacked"
     # shellcheck disable=SC2086 # a list
@@ -155,6 +157,7 @@ bytes() {
 }
 
 # Writes those bytes into a file at an offset.
+# shellcheck disable=SC2059 # escapes are what it is made of
 poke() { printf "$(bytes "$3" "$4")" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none; }
 
 # What grub-install would do, without a device: boot.img into the MBR (its partition table stays), core.img into the
@@ -171,7 +174,7 @@ CFG
     # shellcheck disable=SC2086 # a list
     {
         grub-mkimage -O i386-pc -d /usr/lib/grub/i386-pc -p /boot/grub -c "$dir/early.cfg" -o "$dir/core.img" biosdisk $modules
-        grub-mkimage -O x86_64-efi -d /usr/lib/grub/x86_64-efi -p /boot/grub -c "$dir/early.cfg" -o "$dir/BOOTX64.EFI" $modules fat
+        grub-mkimage -O x86_64-efi -d /usr/lib/grub/x86_64-efi -p /boot/grub -c "$dir/early.cfg" -o "$dir/BOOTX64.EFI" $modules fat efi_gop
     }
     # core.img's first sector lists the rest of itself (start at 500, counted from the disk's start).
     poke "$dir/core.img" 500 $((bios_sector + 1)) 8
@@ -196,11 +199,13 @@ make_disk() {
 serial --unit=0 --speed=115200
 terminal_input serial
 terminal_output serial
+set gfxpayload=keep
 linux /boot/vmlinuz root=LABEL=$ROOT_LABEL console=tty0 console=ttyS0 quiet
 initrd /boot/initrd.img
 boot
 CFG
     find "$root/boot" -exec touch -h -d "@$STAMP" {} +
+    # shellcheck disable=SC2016 # for the inner shell
     E2FSPROGS_FAKE_TIME=$STAMP $as_root sh -c 'chown -R 0:0 "$1" && mke2fs -q -F -t ext4 -m 0 -L "$2" -U "$3" \
         -O ^metadata_csum_seed,^orphan_file -E "hash_seed=$3,lazy_itable_init=1" -d "$1" "$4" "$5" >/dev/null' sh \
         "$root" $ROOT_LABEL 7f0a5c1e-5d52-4a8e-9d3e-0d7f6f3c2b10 "$work/root.ext4" "$((root_len / 2))k"
