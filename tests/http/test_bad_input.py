@@ -108,6 +108,20 @@ def test_pointer_escapes_tilde_and_slash(api):
     assert answer.context["pointer"] == "/a~1b~0c"
 
 
+@pytest.mark.parametrize("length", range(40, 70))
+def test_long_field_names_of_any_script_are_told_in_utf_8(api, length):
+    answer = api.post("/v1/vms", {"name": "web", "backend": "noop", "x" * length + "é" * 300: 1})
+    assert answer.code == "api::invalid_field" and "x" * 40 in answer.context["pointer"]
+
+
+@pytest.mark.parametrize("shift", range(3))
+def test_long_paths_of_any_script_are_told_in_utf_8(api, shift):
+    answer = api.get("/v1/" + "x" * shift + "%E2%82%AC" * 500)
+    assert (answer.status, answer.code) == (404, "api::not_found")
+    answer = api.get("/v1/vms/" + "x" * shift + "%E2%82%AC" * 500)
+    assert (answer.status, answer.code) == (404, "vm::not_found")
+
+
 @pytest.mark.parametrize("field", ["image_url", "image_sha256"])
 def test_fields_that_come_later_are_unknown(api, field):
     answer = api.post("/v1/vms", create_body("web", **{field: "x"}))
