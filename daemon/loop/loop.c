@@ -247,8 +247,10 @@ int loop_free(struct loop *loop)
         left++;
         fprintf(stderr, "loop_free: a deferred task is left\n");
     }
-    uv_close((uv_handle_t *)&loop->idle, NULL);
-    uv_close((uv_handle_t *)&loop->prepare, NULL);
+    if (!uv_is_closing((uv_handle_t *)&loop->idle)) { /* else an earlier loop_free found something left */
+        uv_close((uv_handle_t *)&loop->idle, NULL);
+        uv_close((uv_handle_t *)&loop->prepare, NULL);
+    }
     for (int i = 0; i < LOOP_FREE_TURNS && closing(loop) > 0; i++)
         uv_run(&loop->uv, UV_RUN_NOWAIT);
     if (uv_loop_close(&loop->uv) == UV_EBUSY) {
