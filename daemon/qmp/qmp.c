@@ -86,8 +86,10 @@ static void handle_greeting(struct qmp *q, const json_t *line)
              (unsigned)json_integer_value(json_object_get(version, "minor")),
              (unsigned)json_integer_value(json_object_get(version, "micro")));
     q->state = QMP_NEGOTIATING;
-    if (qmp_send(q, "qmp_capabilities", NULL, &q->negotiation_id, &err) < 0)
+    if (qmp_send(q, "qmp_capabilities", NULL, &q->negotiation_id, &err) < 0) {
+        error_wrap(&err, ERR_QEMU_QMP_CONNECT_FAILED, "%s greeted, but does not take commands", q->who);
         lose(q, &err);
+    }
 }
 
 static void handle_negotiated(struct qmp *q, const json_t *line)
@@ -96,6 +98,7 @@ static void handle_negotiated(struct qmp *q, const json_t *line)
 
     if (json_object_get(line, "return") == NULL) {
         qmp_answer_error(q, "qmp_capabilities", line, &err);
+        error_wrap(&err, ERR_QEMU_QMP_CONNECT_FAILED, "%s greeted, but does not take commands", q->who);
         lose(q, &err);
         return;
     }
