@@ -27,6 +27,7 @@ static void say(struct check *c, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(line, sizeof(line), fmt, ap);
     va_end(ap);
+    store_one_line(line);
     c->say(c->arg, line);
 }
 

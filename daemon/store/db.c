@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -23,11 +24,21 @@ static int damaged(struct error *err, const char *what, const char *path)
     return -1;
 }
 
+void store_one_line(char *text)
+{
+    for (; *text != '\0'; text++)
+        if ((unsigned char)*text < ' ' || *text == 0x7f)
+            *text = ' ';
+}
+
 int store_db_error(sqlite3 *db, int rc, const char *doing, struct error *err)
 {
-    int os = sqlite3_system_errno(db);
-    const char *what = sqlite3_errmsg(db);
+    /* SQLite notes errno for these two alone; after others it is an old one */
+    int os = (rc & 0xff) == SQLITE_IOERR || (rc & 0xff) == SQLITE_CANTOPEN ? sqlite3_system_errno(db) : 0;
+    char what[256];
 
+    snprintf(what, sizeof(what), "%s", sqlite3_errmsg(db));
+    store_one_line(what);
     switch (rc & 0xff) {
     case SQLITE_FULL:
         error_set(err, ERR_HOST_DISK_FULL, "cannot %s: the disk is full", doing);

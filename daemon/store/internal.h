@@ -122,6 +122,8 @@ int store_identify(sqlite3 *db, const char *path, int64_t *ret_version, struct e
 int store_db_open(const char *path, bool writable, sqlite3 **ret, struct error *err);
 int store_db_exec(sqlite3 *db, const char *sql, const char *doing, struct error *err);
 int store_db_int(sqlite3 *db, const char *sql, int64_t *ret, struct error *err);
+/* Makes one line of what may hold bytes of a damaged file. */
+void store_one_line(char *text);
 /* The error of the last call on db, which returned rc.  Returns -1. */
 int store_db_error(sqlite3 *db, int rc, const char *doing, struct error *err);
 

@@ -9,7 +9,8 @@
 #define OPERATION_COLUMNS "SELECT id, kind, vm_id, state, doc, created_at, finished_at FROM operations"
 #define EVENT_COLUMNS "SELECT id, at, type, vm_id, doc FROM events"
 
-static const char operation_signature[] = "tttttii", event_signature[] = "iittt";
+/* 't' text, '?' text or NULL, 'i' integer */
+static const char operation_columns[] = "tt?ttii", event_columns[] = "iit?t";
 /* Sorts after every id. */
 static const char after_all[] = "\xf4\x8f\xbf\xbf";
 
@@ -17,27 +18,27 @@ static const char after_all[] = "\xf4\x8f\xbf\xbf";
 static const struct {
     const char *sql, *params, *columns;
 } queries[QUERY_MAX] = {
-    [QUERY_OPERATION] = {OPERATION_COLUMNS " WHERE id = ?1", "t", operation_signature},
-    [QUERY_OPERATIONS] = {OPERATION_COLUMNS " WHERE id < ?1 ORDER BY id DESC LIMIT ?2", "ti", operation_signature},
+    [QUERY_OPERATION] = {OPERATION_COLUMNS " WHERE id = ?1", "t", operation_columns},
+    [QUERY_OPERATIONS] = {OPERATION_COLUMNS " WHERE id < ?1 ORDER BY id DESC LIMIT ?2", "ti", operation_columns},
     [QUERY_OPERATIONS_STATE] = {OPERATION_COLUMNS " WHERE id < ?1 AND state = ?3 ORDER BY id DESC LIMIT ?2", "tit",
-                                operation_signature},
+                                operation_columns},
     [QUERY_OPERATIONS_VM] = {OPERATION_COLUMNS " WHERE id < ?1 AND vm_id = ?3 ORDER BY id DESC LIMIT ?2", "tit",
-                             operation_signature},
+                             operation_columns},
     /* +state: a VM has few operations, a state many. */
     [QUERY_OPERATIONS_VM_STATE] = {OPERATION_COLUMNS
                                    " WHERE id < ?1 AND vm_id = ?3 AND +state = ?4 ORDER BY id DESC LIMIT ?2",
-                                   "titt", operation_signature},
+                                   "titt", operation_columns},
     [QUERY_EVENTS] = {EVENT_COLUMNS " WHERE id > ?1 AND (?3 IS NULL OR type GLOB ?3) ORDER BY id LIMIT ?2", "iit",
-                      event_signature},
+                      event_columns},
     [QUERY_EVENTS_NEWEST] = {EVENT_COLUMNS " WHERE id > ?1 AND (?3 IS NULL OR type GLOB ?3) ORDER BY id DESC LIMIT ?2",
-                             "iit", event_signature},
+                             "iit", event_columns},
     [QUERY_EVENTS_VM] = {EVENT_COLUMNS
                          " WHERE vm_id = ?4 AND id > ?1 AND (?3 IS NULL OR type GLOB ?3) ORDER BY id LIMIT ?2",
-                         "iitt", event_signature},
+                         "iitt", event_columns},
     [QUERY_EVENTS_VM_NEWEST] = {EVENT_COLUMNS
                                 " WHERE vm_id = ?4 AND id > ?1 AND (?3 IS NULL OR type GLOB ?3)"
                                 " ORDER BY id DESC LIMIT ?2",
-                                "iitt", event_signature},
+                                "iitt", event_columns},
 };
 
 int store_read_prepare(struct store *store, struct error *err)
@@ -50,13 +51,20 @@ int store_read_prepare(struct store *store, struct error *err)
     return 0;
 }
 
-static void pack_row(struct buf *rows, sqlite3_stmt *stmt, const char *columns)
+static int pack_row(struct buf *rows, sqlite3_stmt *stmt, const char *columns, struct error *err)
 {
-    for (int i = 0; columns[i] != '\0'; i++)
-        if (columns[i] == 'i')
+    for (int i = 0; columns[i] != '\0'; i++) {
+        if (columns[i] == 'i') {
             store_pack_int(rows, sqlite3_column_int64(stmt, i));
-        else
-            store_pack_text(rows, (const char *)sqlite3_column_text(stmt, i));
+            continue;
+        }
+        const char *text = (const char *)sqlite3_column_text(stmt, i);
+        if (text == NULL && columns[i] == 't')
+            return error_set(err, ERR_DAEMON_INTERNAL, "the database is damaged: a row has no %s",
+                             sqlite3_column_name(stmt, i));
+        store_pack_text(rows, text);
+    }
+    return rows->failed ? error_set(err, ERR_DAEMON_INTERNAL, "the answer from the database does not fit into memory") : 0;
 }
 
 void store_read_run(struct store *store, struct store_read *read)
@@ -70,14 +78,10 @@ void store_read_run(struct store *store, struct store_read *read)
     int rc = store_bind(stmt, queries[read->query].params, &p);
     while (rc == SQLITE_OK || rc == SQLITE_ROW) {
         rc = sqlite3_step(stmt);
-        if (rc == SQLITE_ROW)
-            pack_row(&read->rows, stmt, queries[read->query].columns);
-        if (read->rows.failed)
+        if (rc == SQLITE_ROW && pack_row(&read->rows, stmt, queries[read->query].columns, &err) < 0)
             break;
     }
-    if (read->rows.failed)
-        error_set(&err, ERR_DAEMON_INTERNAL, "the answer from the database does not fit into memory");
-    else if (rc != SQLITE_DONE)
+    if (!error_is_set(&err) && rc != SQLITE_DONE)
         store_db_error(store->db, rc, "read the database", &err);
     sqlite3_reset(stmt);
     if (error_is_set(&err))
@@ -114,9 +118,11 @@ static void deliver_rows(struct store_read *read)
         if (read->event_row != NULL) {
             unpack_event(&p, &event);
             read->event_row(read->arg, &event);
-        } else {
+        } else if (read->operation_row != NULL) {
             unpack_operation(&p, &operation);
             read->operation_row(read->arg, &operation);
+        } else {
+            return;
         }
     }
 }
