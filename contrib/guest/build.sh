@@ -24,6 +24,7 @@ PROGRAMS="usr/sbin/dropbear usr/bin/dropbearkey usr/lib/openssh/sftp-server usr/
 DISK_MIB=512      # virtual size of tiny.qcow2
 ROOT_LABEL=vmmd-root
 STAMP=1700000000  # every file's time, so that two builds differ only where Debian's packages do
+export SOURCE_DATE_EPOCH=$STAMP # mtools
 
 if [ "${1:-}" = --packages ]; then
     echo "$HOST_PACKAGES"
