@@ -32,6 +32,21 @@ static void on_end(int signal_number)
     raise(signal_number);
 }
 
+static void handle(int signal_number, void (*handler)(int), int flags)
+{
+    struct sigaction action = {.sa_handler = handler, .sa_flags = flags};
+
+    sigemptyset(&action.sa_mask);
+    sigaction(signal_number, &action, NULL);
+}
+
+/* Raw again, unless the terminal is another process group's now; then the SIGCONT of a later `fg` does it. */
+static void raw_again(void)
+{
+    if (is_raw && tcgetpgrp(STDIN_FILENO) == getpgrp())
+        tcsetattr(STDIN_FILENO, TCSANOW, &raw);
+}
+
 static void on_stop(int signal_number)
 {
     int saved = errno;
@@ -43,29 +58,19 @@ static void on_stop(int signal_number)
     raise(signal_number);
     sigemptyset(&set);
     sigaddset(&set, signal_number);
-    sigprocmask(SIG_UNBLOCK, &set, NULL); /* stops here, and goes on after SIGCONT */
+    sigprocmask(SIG_UNBLOCK, &set, NULL); /* stops here until SIGCONT; an orphaned process group does not stop at all */
+    handle(signal_number, on_stop, 0);
+    raw_again();
     errno = saved;
 }
 
 static void on_continue(int signal_number)
 {
     int saved = errno;
-    struct sigaction action = {.sa_handler = on_stop};
 
     (void)signal_number;
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGTSTP, &action, NULL);
-    if (is_raw && tcgetpgrp(STDIN_FILENO) == getpgrp())
-        tcsetattr(STDIN_FILENO, TCSANOW, &raw);
+    raw_again();
     errno = saved;
-}
-
-static void handle(int signal_number, void (*handler)(int), int flags)
-{
-    struct sigaction action = {.sa_handler = handler, .sa_flags = flags};
-
-    sigemptyset(&action.sa_mask);
-    sigaction(signal_number, &action, NULL);
 }
 
 void terminal_raw(void)

@@ -167,11 +167,12 @@ def vm(name, **more):
 
 
 def stream(request, content_type="application/octet-stream", headers=None):
-    """Begins an answer without a length; the script sends and returns None."""
-    head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: " + content_type + "\r\n"
+    """Begins a chunked answer; the script sends its parts with what is returned, b"" being the end, and returns None."""
+    head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: " + content_type + "\r\n"
     for name, value in (headers or {}).items():
         head += f"{name}: {value}\r\n"
     request.send(head.encode() + b"\r\n")
+    return lambda data: request.send(b"%x\r\n" % len(data) + data + b"\r\n")
 
 
 class WebSocket:
