@@ -19,7 +19,7 @@
 #include "loop/logsegment.h"
 #include "loop/work.h"
 
-enum { READ_ATTEMPTS = 4, MARKER_MAX = 256, LOGFILE_MIN = 64 };
+enum { READ_ATTEMPTS = 4, MARKER_MAX = 256, KEEP_BUFFER = 16384, LOGFILE_MIN = 64 };
 
 struct logfile_watch {
     struct logfile *log; /* NULL: it ended */
@@ -130,7 +130,10 @@ static void work_done(void *arg, void *data, int rc, struct error *err)
     }
     log->dropped += log->writer.lost;
     log->writer.lost = 0;
-    buf_reset(&log->flying);
+    if (log->flying.cap > KEEP_BUFFER)
+        buf_done(&log->flying);
+    else
+        buf_reset(&log->flying);
     if (!log->ended)
         loop_defer(log->loop, &log->tell);
     if (rc == 0 && (!log->ended || log->flush))
@@ -254,6 +257,8 @@ static int read_work(void *data, struct error *err)
 {
     struct logfile_read *r = data;
 
+    if (r->tail)
+        return logsegments_read_last(r->prefix, &r->chunk, err);
     return logfile_read_at(r->prefix, r->offset, r->max, &r->chunk, err);
 }
 
@@ -288,6 +293,10 @@ static int read_merge(struct logfile_read *r)
             chunk->offset = log->start;
         }
     }
+    /* Memory went to disk behind our back.  The last answer stands, though short: the next read goes on from there. */
+    if (chunk->len > 0 && chunk->len < r->max && chunk->offset + chunk->len < log->start &&
+        ++r->attempts < READ_ATTEMPTS)
+        return 1;
     if (chunk->oldest < log->oldest)
         chunk->oldest = log->oldest;
     chunk->next = next;

@@ -56,7 +56,7 @@ struct logfile_read;
  * chunk is NULL.  NULL (ERR_IO) when nothing was begun. */
 struct logfile_read *logfile_read(struct logfile *log, uint64_t offset, size_t max, logfile_read_fn *done, void *arg,
                                   struct error *err);
-/* The same for the last n_lines lines. */
+/* The same for the last n_lines lines (after the last hole, should there be one). */
 struct logfile_read *logfile_tail(struct logfile *log, size_t n_lines, logfile_read_fn *done, void *arg,
                                   struct error *err);
 /* Silences a read under way; not after its done came or the log ended. */

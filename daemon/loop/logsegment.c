@@ -290,11 +290,28 @@ size_t logfile_tail_start(const char *data, size_t len, size_t n_lines)
     return 0;
 }
 
+int logsegments_read_last(const char *prefix, struct logfile_chunk *ret, struct error *err)
+{
+    struct logfile_chunk chunk;
+    uint64_t offset = 0;
+
+    for (;;) {
+        if (logfile_read_at(prefix, offset, LOGFILE_READ_MAX, &chunk, err) < 0)
+            return -1;
+        if (chunk.len == 0 || chunk.offset + chunk.len >= chunk.next)
+            break;
+        offset = chunk.offset + chunk.len;
+        mem_free((char *)(uintptr_t)chunk.data);
+    }
+    *ret = chunk;
+    return 0;
+}
+
 int logfile_tail_at(const char *prefix, size_t n_lines, struct logfile_chunk *ret, struct error *err)
 {
     struct logfile_chunk chunk;
 
-    if (logfile_read_at(prefix, 0, LOGFILE_READ_MAX, &chunk, err) < 0) /* all of it: see logfile_open */
+    if (logsegments_read_last(prefix, &chunk, err) < 0)
         return -1;
     char *data = (char *)(uintptr_t)chunk.data;
     size_t start = logfile_tail_start(data, chunk.len, n_lines);

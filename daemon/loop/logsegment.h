@@ -27,6 +27,10 @@ uint64_t logsegments_oldest(const struct logsegments *segs);
 uint64_t logsegments_next(const struct logsegments *segs);
 int logsegment_path(char *out, const char *prefix, uint64_t start, struct error *err);
 
+struct logfile_chunk;
+/* Reads what follows the last hole (LOGFILE_READ_MAX at most): all there is, mostly. */
+int logsegments_read_last(const char *prefix, struct logfile_chunk *ret, struct error *err);
+
 /* The write end. */
 struct logwriter {
     struct logsegments segs;
