@@ -58,7 +58,8 @@ static void run_probe(struct check *c, const struct probe *probe)
         rc = sqlite3_step(stmt);
         if (rc != SQLITE_ROW)
             break;
-        const char *what = (const char *)sqlite3_column_text(stmt, 0), *why = (const char *)sqlite3_column_text(stmt, 1);
+        const char *what = (const char *)sqlite3_column_text(stmt, 0),
+                   *why = (const char *)sqlite3_column_text(stmt, 1);
         say(c, "%s: %s%s%s", probe->about, what != NULL ? what : "?", why != NULL && why[0] != '\0' ? ": " : "",
             why != NULL ? why : "");
         c->findings++;

@@ -96,7 +96,8 @@ int store_db_int(sqlite3 *db, const char *sql, int64_t *ret, struct error *err)
     return rc == SQLITE_ROW ? 0 : -1;
 }
 
-/* Makes the file where it is missing, and refuses what is no database: SQLite would say so too, but later and vaguer. */
+/* Makes the file where it is missing, and refuses what is no database: SQLite would say so too, but later and vaguer.
+ */
 static int file_ready(const char *path, bool writable, struct error *err)
 {
     char header[HEADER_SIZE];

@@ -136,7 +136,8 @@ int64_t store_unpack_int(const char **p);
 int store_bind(sqlite3_stmt *stmt, const char *signature, const char **p);
 /* Prepares all statements of changes and transactions. */
 int store_tx_prepare(struct store *store, struct error *err);
-/* Executes the records of tx on the writer thread, inside an open transaction; returns an SQLite code, and with it err. */
+/* Executes the records of tx on the writer thread, inside an open transaction; returns an SQLite code, and with it err.
+ */
 int store_tx_apply(struct store *store, struct store_tx *tx, struct error *err);
 /* Reports to the tx's owner and frees it; loop thread. */
 void store_tx_deliver(struct store_tx *tx);

@@ -1,7 +1,7 @@
 /* load.c - the blocking reads of start-up, each on a read-only connection of its own.
  *
- * What a damaged file makes of a row (no text where the schema demands some) ends the load with an error; it never reaches
- * the callbacks. */
+ * What a damaged file makes of a row (no text where the schema demands some) ends the load with an error; it never
+ * reaches the callbacks. */
 #include "base/mem.h"
 #include "store/internal.h"
 
@@ -96,7 +96,8 @@ static int key_row(struct load *load, sqlite3_stmt *stmt, struct error *err)
 
 int store_load_vms(struct store *store, vm_fn *fn, void *arg, struct error *err)
 {
-    struct load load = {"SELECT id, name, doc, private_doc, destroyed_at FROM vms ORDER BY id", "ttt?i", vm_row, &fn, arg};
+    struct load load = {"SELECT id, name, doc, private_doc, destroyed_at FROM vms ORDER BY id", "ttt?i", vm_row, &fn,
+                        arg};
 
     return load_rows(store, &load, err);
 }

@@ -1,7 +1,7 @@
 /* migrations.c - from any older schema to the newest, one numbered step per transaction.
  *
- * PRAGMA user_version holds the number of the schema, PRAGMA application_id says that the file is vmmd's; both change in
- * the transaction of the step, so a daemon killed in the middle finds the schema before or after, never between. */
+ * PRAGMA user_version holds the number of the schema, PRAGMA application_id says that the file is vmmd's; both change
+ * in the transaction of the step, so a daemon killed in the middle finds the schema before or after, never between. */
 #include <stdio.h>
 
 #include "base/mem.h"
@@ -35,13 +35,14 @@ int store_identify(sqlite3 *db, const char *path, int64_t *ret_version, struct e
     }
     if (version > store_schema_newest()) {
         error_set(err, ERR_DAEMON_INTERNAL,
-                  "%s has schema %lld, and this vmmd knows schemas up to %d: it needs a vmmd that knows schema %lld", path,
-                  (long long)version, store_schema_newest(), (long long)version);
+                  "%s has schema %lld, and this vmmd knows schemas up to %d: it needs a vmmd that knows schema %lld",
+                  path, (long long)version, store_schema_newest(), (long long)version);
         error_help(err, "run the newer vmmd that wrote this database, or restore a backup made before the upgrade");
         return -1;
     }
     if (version < 0 || (id == STORE_APPLICATION_ID && version == 0))
-        return error_set(err, ERR_DAEMON_INTERNAL, "%s is damaged: its schema number is %lld", path, (long long)version);
+        return error_set(err, ERR_DAEMON_INTERNAL, "%s is damaged: its schema number is %lld", path,
+                         (long long)version);
     *ret_version = version;
     return 0;
 }
@@ -68,7 +69,8 @@ int store_migrate(sqlite3 *db, const char *path, struct error *err)
     if (store_identify(db, path, &version, err) < 0)
         return -1;
     for (size_t i = 0; i < ARRAY_SIZE(migrations); i++)
-        if (migrations[i].version > version && migrate_step(db, path, migrations[i].version, migrations[i].sql, err) < 0)
+        if (migrations[i].version > version &&
+            migrate_step(db, path, migrations[i].version, migrations[i].sql, err) < 0)
             return -1;
     return 0;
 }

@@ -35,9 +35,8 @@ static const struct {
     [QUERY_EVENTS_VM] = {EVENT_COLUMNS
                          " WHERE vm_id = ?4 AND id > ?1 AND (?3 IS NULL OR type GLOB ?3) ORDER BY id LIMIT ?2",
                          "iitt", event_columns},
-    [QUERY_EVENTS_VM_NEWEST] = {EVENT_COLUMNS
-                                " WHERE vm_id = ?4 AND id > ?1 AND (?3 IS NULL OR type GLOB ?3)"
-                                " ORDER BY id DESC LIMIT ?2",
+    [QUERY_EVENTS_VM_NEWEST] = {EVENT_COLUMNS " WHERE vm_id = ?4 AND id > ?1 AND (?3 IS NULL OR type GLOB ?3)"
+                                              " ORDER BY id DESC LIMIT ?2",
                                 "iitt", event_columns},
 };
 
@@ -64,7 +63,8 @@ static int pack_row(struct buf *rows, sqlite3_stmt *stmt, const char *columns, s
                              sqlite3_column_name(stmt, i));
         store_pack_text(rows, text);
     }
-    return rows->failed ? error_set(err, ERR_DAEMON_INTERNAL, "the answer from the database does not fit into memory") : 0;
+    return rows->failed ? error_set(err, ERR_DAEMON_INTERNAL, "the answer from the database does not fit into memory")
+                        : 0;
 }
 
 void store_read_run(struct store *store, struct store_read *read)
@@ -179,9 +179,9 @@ static struct store_read *read_enqueue(struct store *store, struct store_read *r
     return read;
 }
 
-struct store_read *store_read_operation(struct store *store, const char *id,
-                                        void (*done)(void *arg, const struct store_operation_row *row, struct error *err),
-                                        void *arg)
+struct store_read *
+store_read_operation(struct store *store, const char *id,
+                     void (*done)(void *arg, const struct store_operation_row *row, struct error *err), void *arg)
 {
     struct store_read *read = read_new(QUERY_OPERATION, arg);
 

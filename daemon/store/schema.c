@@ -1,8 +1,8 @@
 /* schema.c - schema 1.  A published schema never changes: the next one is a migration (migrations.c).
  *
- * Documents are JSON text whose meaning is the owner's; beside them stands only what SQL must find, order or keep unique.
- * Ids are UUIDv7 text, so their order is that of birth.  Rows with documents keep the rowid (long rows in a WITHOUT ROWID
- * table overflow early); the narrow ones do without. */
+ * Documents are JSON text whose meaning is the owner's; beside them stands only what SQL must find, order or keep
+ * unique. Ids are UUIDv7 text, so their order is that of birth.  Rows with documents keep the rowid (long rows in a
+ * WITHOUT ROWID table overflow early); the narrow ones do without. */
 #include "store/internal.h"
 
 const char store_schema_1[] =

@@ -1,7 +1,7 @@
 /* store.c - opening, loading, committing, dispatching, closing.  See store.h.
  *
- * Loads use a connection of their own, so they never meet the writer thread's.  A transaction that could not be built for
- * want of memory still travels the queue, in a spare when need be, so that its failure comes like every other. */
+ * Loads use a connection of their own, so they never meet the writer thread's.  A transaction that could not be built
+ * for want of memory still travels the queue, in a spare when need be, so that its failure comes like every other. */
 #include "store/store.h"
 
 #include <signal.h>

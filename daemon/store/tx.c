@@ -41,8 +41,8 @@ static const struct {
                         " WHERE true HAVING max(id) IS NOT NULL"
                         " ON CONFLICT (key) DO UPDATE SET value = max(value, excluded.value)",
                         "", "remember the newest event"},
-    [OP_PRUNE_EVENTS] = {"DELETE FROM events WHERE id <= (SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?1)", "i",
-                         "forget old events"},
+    [OP_PRUNE_EVENTS] = {"DELETE FROM events WHERE id <= (SELECT id FROM events ORDER BY id DESC LIMIT 1 OFFSET ?1)",
+                         "i", "forget old events"},
 };
 
 static const uint32_t no_text = UINT32_MAX;
@@ -203,9 +203,12 @@ void store_prune(struct store_tx *tx, int64_t operations_before, int64_t keys_be
         enum store_op op;
         int64_t num;
     } steps[] = {
-        {OP_PRUNE_OPERATION_KEYS, operations_before}, {OP_PRUNE_OPERATIONS, operations_before},
-        {OP_PRUNE_KEYS, keys_before},                 {OP_PRUNE_TOMBSTONES, tombstones_before},
-        {OP_MARK_EVENTS, 0},                          {OP_PRUNE_EVENTS, keep_events > 0 ? keep_events : 0},
+        {OP_PRUNE_OPERATION_KEYS, operations_before},
+        {OP_PRUNE_OPERATIONS, operations_before},
+        {OP_PRUNE_KEYS, keys_before},
+        {OP_PRUNE_TOMBSTONES, tombstones_before},
+        {OP_MARK_EVENTS, 0},
+        {OP_PRUNE_EVENTS, keep_events > 0 ? keep_events : 0},
     };
 
     for (size_t i = 0; i < ARRAY_SIZE(steps); i++)
@@ -219,9 +222,8 @@ int store_tx_prepare(struct store *store, struct error *err)
         sqlite3_stmt **stmt;
         const char *sql;
     } brackets[] = {
-        {&store->begin, "BEGIN IMMEDIATE"},      {&store->commit, "COMMIT"},
-        {&store->rollback, "ROLLBACK"},          {&store->savepoint, "SAVEPOINT tx"},
-        {&store->release, "RELEASE tx"},         {&store->rollback_to, "ROLLBACK TO tx"},
+        {&store->begin, "BEGIN IMMEDIATE"},  {&store->commit, "COMMIT"},      {&store->rollback, "ROLLBACK"},
+        {&store->savepoint, "SAVEPOINT tx"}, {&store->release, "RELEASE tx"}, {&store->rollback_to, "ROLLBACK TO tx"},
     };
     int rc = SQLITE_OK;
 
@@ -237,7 +239,7 @@ int store_tx_apply(struct store *store, struct store_tx *tx, struct error *err)
     const char *p = tx->data.data, *end = p + tx->data.len;
 
     while (p < end) {
-        enum store_op op = (enum store_op)*p++;
+        enum store_op op = (enum store_op) * p++;
         sqlite3_stmt *stmt = store->ops[op];
         int rc = store_bind(stmt, ops[op].signature, &p);
         if (rc == SQLITE_OK)

@@ -3,9 +3,10 @@
  *   take the queue ─► BEGIN IMMEDIATE ─► SAVEPOINT, records, RELEASE (each tx) ─► COMMIT ─► finished ─► wake
  *
  * While a COMMIT is being flushed the next group queues, so the busier the daemon, the fewer flushes per transaction.
- * A tx that breaks a constraint is rolled back to its savepoint alone.  When the disk refuses (in a record or at COMMIT)
- * nothing of the group is durable, so every tx of it gets the error; the next group starts afresh.  A read runs when all
- * before it is committed.  Checkpoints come after the results are handed over, so that no client waits for one. */
+ * A tx that breaks a constraint is rolled back to its savepoint alone.  When the disk refuses (in a record or at
+ * COMMIT) nothing of the group is durable, so every tx of it gets the error; the next group starts afresh.  A read runs
+ * when all before it is committed.  Checkpoints come after the results are handed over, so that no client waits for
+ * one. */
 #include <signal.h>
 #include <stdio.h>
 

@@ -1,4 +1,5 @@
-/* store_bench.c - what the writer thread costs: the rows and commits of durable creates, by SQLite alone and by the store.
+/* store_bench.c - what the writer thread costs: the rows and commits of durable creates, by SQLite alone and by the
+ * store.
  *
  *   store_bench [DIR [CREATES]]      (DIR on the disk to measure; default ., 20000 creates)
  *
@@ -158,7 +159,8 @@ static struct measured by_sqlite(struct bench *b, const char *parent, unsigned p
     fresh(b, parent);
     store_close(b->store); /* the schema is there */
     check(db, sqlite3_open(b->path, &db), SQLITE_OK);
-    sqlite3_exec(db, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -2048", NULL, NULL, NULL);
+    sqlite3_exec(db, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -2048", NULL, NULL,
+                 NULL);
     sqlite3_stmt *begin = prepare(db, "BEGIN IMMEDIATE"), *commit = prepare(db, "COMMIT");
     sqlite3_stmt *vm = prepare(db, "INSERT INTO vms VALUES (?1, ?2, ?3, '{}', 0)");
     sqlite3_stmt *op = prepare(db, "INSERT INTO operations VALUES (?1, 'vm.create', ?1, 'succeeded', ?2, ?3, ?3)");
