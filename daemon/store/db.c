@@ -1,7 +1,8 @@
 /* db.c - opens connections and turns SQLite's codes into errors.
  *
  * A new database is made 0600 and its directory synced, so that it survives a power cut from its first commit on.  What
- * is at the path and is no database is refused before SQLite touches it. */
+ * is at the path and is no database is refused before SQLite touches it.  After that nobody but SQLite opens the file:
+ * closing any other descriptor of it would drop the POSIX locks that keep other processes from deleting the log. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -47,7 +48,7 @@ int store_db_error(sqlite3 *db, int rc, const char *doing, struct error *err)
         return error_set(err, ERR_DAEMON_INTERNAL, "cannot %s: %s", doing, what);
     case SQLITE_CORRUPT:
     case SQLITE_NOTADB:
-        error_set(err, ERR_DAEMON_INTERNAL, "cannot %s: the database is damaged", doing);
+        error_set(err, ERR_DAEMON_INTERNAL, "cannot %s: the database is damaged, or no database", doing);
         error_help(err, "stop vmmd and run vmmd --check; restore the database from a backup");
         break;
     case SQLITE_NOMEM:
@@ -96,31 +97,35 @@ int store_db_int(sqlite3 *db, const char *sql, int64_t *ret, struct error *err)
     return rc == SQLITE_ROW ? 0 : -1;
 }
 
+static int file_make(int fd, const char *path, struct error *err)
+{
+    char dir[PATH_MAX];
+
+    snprintf(dir, sizeof(dir), "%.*s", (int)(strrchr(path, '/') - path + 1), path);
+    CLEANUP_FD int parent = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fsync(fd) < 0 || parent < 0 || fsync(parent) < 0)
+        return error_errno(err, errno, "cannot make %s", path);
+    return 0;
+}
+
 /* Makes the file where it is missing, and refuses what is no database: SQLite would say so too, but later and vaguer.
  */
-static int file_ready(const char *path, bool writable, struct error *err)
+static int file_ready(const char *path, struct error *err)
 {
     char header[HEADER_SIZE];
     struct stat st;
 
-    CLEANUP_FD int made = writable ? open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600) : -1;
-    if (made >= 0) {
-        char dir[PATH_MAX];
-        memcpy(dir, path, (size_t)(strrchr(path, '/') - path));
-        dir[strrchr(path, '/') - path] = '\0';
-        CLEANUP_FD int parent = open(dir[0] != '\0' ? dir : "/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-        if (fsync(made) < 0 || parent < 0 || fsync(parent) < 0)
-            return error_errno(err, errno, "cannot make %s", path);
-        return 0;
-    }
-    if (writable && errno != EEXIST)
+    CLEANUP_FD int made = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (made >= 0)
+        return file_make(made, path, err);
+    if (errno != EEXIST)
         return error_errno(err, errno, "cannot make %s", path);
     CLEANUP_FD int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     if (fd < 0 || fstat(fd, &st) < 0)
         return error_errno(err, errno, "cannot open %s", path);
     if (!S_ISREG(st.st_mode))
         return damaged(err, "is no regular file", path);
-    if (writable && (st.st_mode & 0077) != 0 && fchmod(fd, 0600) < 0)
+    if ((st.st_mode & 0077) != 0 && fchmod(fd, 0600) < 0)
         return error_errno(err, errno, "cannot make %s private", path);
     if (st.st_size == 0)
         return 0; /* the first start ended before its first commit */
@@ -163,7 +168,7 @@ int store_db_open(const char *path, bool writable, sqlite3 **ret, struct error *
     int flags = (writable ? SQLITE_OPEN_READWRITE : SQLITE_OPEN_READONLY) | SQLITE_OPEN_NOMUTEX |
                 SQLITE_OPEN_PRIVATECACHE | SQLITE_OPEN_EXRESCODE;
 
-    if (file_ready(path, writable, err) < 0)
+    if (writable && file_ready(path, err) < 0)
         return -1;
     int rc = sqlite3_open_v2(path, &db, flags, NULL);
     if (rc != SQLITE_OK)

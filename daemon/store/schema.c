@@ -8,7 +8,7 @@
 const char store_schema_1[] =
     "CREATE TABLE meta ("
     "  key TEXT PRIMARY KEY NOT NULL,"
-    "  value INTEGER NOT NULL"
+    "  value ANY NOT NULL"
     ") STRICT, WITHOUT ROWID;"
 
     "CREATE TABLE vms ("

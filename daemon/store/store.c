@@ -39,6 +39,8 @@ int store_open(const char *dir, void (*wake)(void *arg), void *arg, struct store
 
     if (store == NULL)
         return error_set(err, ERR_DAEMON_INTERNAL, "cannot open the database: out of memory");
+    if (!sqlite3_threadsafe())
+        return error_set(err, ERR_DAEMON_INTERNAL, "cannot open the database: this SQLite was built without threads");
     store->wake = wake;
     store->wake_arg = arg;
     store_list_init(&store->queue);
