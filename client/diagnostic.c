@@ -12,21 +12,6 @@
 #include "progress.h"
 #include "util.h"
 
-static char *format_text(const char *format, va_list args)
-{
-    va_list again;
-    char *s;
-    int size;
-
-    va_copy(again, args);
-    size = vsnprintf(NULL, 0, format, again);
-    va_end(again);
-    s = x_alloc(size > 0 ? (size_t)size + 1 : 1);
-    if (size > 0)
-        vsnprintf(s, (size_t)size + 1, format, args);
-    return s;
-}
-
 /* A JSON string of any bytes: what is no UTF-8 becomes "?". */
 static json_t *json_string_any(char *s)
 {
@@ -47,7 +32,7 @@ json_t *problem_new(enum error_code code, const char *format, ...)
     char *detail;
 
     va_start(args, format);
-    detail = format_text(format, args);
+    detail = x_vprintf(format, args);
     va_end(args);
     json_object_set_new(problem, "type", json_sprintf("/v1/errors/%s", info->code));
     json_object_set_new(problem, "title", json_string(info->title));
@@ -69,7 +54,7 @@ void problem_cause(json_t *problem, const char *format, ...)
     char *cause;
 
     va_start(args, format);
-    cause = format_text(format, args);
+    cause = x_vprintf(format, args);
     va_end(args);
     json_array_append_new(json_object_get(problem, "causes"), json_string_any(cause));
     mem_free(cause);
@@ -81,7 +66,7 @@ void problem_help(json_t *problem, const char *format, ...)
     char *help;
 
     va_start(args, format);
-    help = format_text(format, args);
+    help = x_vprintf(format, args);
     va_end(args);
     json_object_set_new(problem, "help", json_string_any(help));
     mem_free(help);
@@ -190,7 +175,7 @@ void note(const char *format, ...)
 
     progress_clear();
     va_start(args, format);
-    text = format_text(format, args);
+    text = x_vprintf(format, args);
     va_end(args);
     fputs("vmctl: ", stderr);
     text_visible(stderr, text);

@@ -5,7 +5,6 @@
 #include "output.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -58,43 +57,29 @@ void out_puts(const char *s)
     out_write(s, strlen(s));
 }
 
-static void out_vprintf(const char *format, va_list args, bool visible)
-{
-    va_list again;
-    char *s;
-    int size;
-
-    va_copy(again, args);
-    size = vsnprintf(NULL, 0, format, again);
-    va_end(again);
-    if (size < 0)
-        return;
-    s = x_alloc((size_t)size + 1);
-    vsnprintf(s, (size_t)size + 1, format, args);
-    if (visible)
-        out_visible(s);
-    else
-        out_puts(s);
-    mem_free(s);
-}
-
 void out_printf(const char *format, ...)
 {
     va_list args;
+    char *s;
 
     va_start(args, format);
-    out_vprintf(format, args, false);
+    s = x_vprintf(format, args);
     va_end(args);
+    out_puts(s);
+    mem_free(s);
 }
 
 void out_line(const char *format, ...)
 {
     va_list args;
+    char *s;
 
     va_start(args, format);
-    out_vprintf(format, args, true);
+    s = x_vprintf(format, args);
     va_end(args);
+    out_visible(s);
     out_puts("\n");
+    mem_free(s);
 }
 
 /* Adds `s` with C0, DEL, C1 and what is no UTF-8 as \xNN. */

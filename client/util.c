@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -37,20 +36,29 @@ char *x_strdup(const char *s)
     return copy;
 }
 
+char *x_vprintf(const char *format, va_list args)
+{
+    va_list again;
+    char *s;
+    int size;
+
+    va_copy(again, args);
+    size = vsnprintf(NULL, 0, format, again);
+    va_end(again);
+    if (size < 0)
+        size = 0;
+    s = x_alloc((size_t)size + 1);
+    vsnprintf(s, (size_t)size + 1, format, args);
+    return s;
+}
+
 char *x_printf(const char *format, ...)
 {
     va_list args;
-    char *s = NULL;
-    int size;
+    char *s;
 
     va_start(args, format);
-    size = vsnprintf(NULL, 0, format, args);
-    va_end(args);
-    if (size < 0)
-        no_memory();
-    s = x_alloc((size_t)size + 1);
-    va_start(args, format);
-    vsnprintf(s, (size_t)size + 1, format, args);
+    s = x_vprintf(format, args);
     va_end(args);
     return s;
 }

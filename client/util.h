@@ -6,6 +6,7 @@
 #define VMCTL_UTIL_H
 
 #include <jansson.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -18,7 +19,8 @@ enum { TEXT_MAX = 64 << 20 }; /* no answer and no file is taken that is larger *
 /* Zeroed memory, a copy (NULL stays NULL), a formatted string; the caller mem_frees them. */
 void *x_alloc(size_t size);
 char *x_strdup(const char *s);
-char *x_printf(const char *format, ...) __attribute__((format(printf, 1, 2)));
+char *x_printf(const char *format, ...) __attribute__((format(printf, 1, 2), nonnull(1)));
+char *x_vprintf(const char *format, va_list args) __attribute__((format(printf, 1, 0), nonnull(1)));
 
 /* What the buffer holds ("" when nothing), which is empty afterwards; the caller mem_frees it. Ends vmctl when the buffer had failed. */
 char *x_take(struct buf *b);
