@@ -210,6 +210,10 @@ CFG
     E2FSPROGS_FAKE_TIME=$STAMP $as_root sh -c 'chown -R 0:0 "$1" && mke2fs -q -F -t ext4 -m 0 -L "$2" -U "$3" \
         -O ^metadata_csum_seed,^orphan_file -E "hash_seed=$3,lazy_itable_init=1" -d "$1" "$4" "$5" >/dev/null' sh \
         "$root" $ROOT_LABEL 7f0a5c1e-5d52-4a8e-9d3e-0d7f6f3c2b10 "$work/root.ext4" "$((root_len / 2))k"
+    # mke2fs takes over access and change times, which nothing else can set.
+    (cd "$root" && find . -printf 'sif /%P atime @'$STAMP'\nsif /%P ctime @'$STAMP'\n') >"$work/times"
+    E2FSPROGS_FAKE_TIME=$STAMP debugfs -w -f "$work/times" "$work/root.ext4" >/dev/null 2>"$work/log" ||
+        die "debugfs: $(cat "$work/log")"
     truncate -s $((esp_len * sector)) "$work/esp.fat"
     mformat -i "$work/esp.fat" -v VMMDGUEST -N 20231114 -T $esp_len -h 2 -s 32 ::
     mmd -i "$work/esp.fat" ::/EFI ::/EFI/BOOT
