@@ -1,8 +1,8 @@
 /* api.c - requests to vmmd by libcurl.
  *
- * One connection is kept and used again. A request runs in curl's multi interface, so that its poll also watches for Ctrl+C. What can
- * go wrong: nobody listens (told apart by errno, for the diagnostic), the connection breaks, or the answer is no JSON; each becomes a
- * problem document like the daemon's own. */
+ * One connection is kept and used again. A request runs in curl's multi interface, so that its poll also watches for
+ * Ctrl+C. What can go wrong: nobody listens (told apart by errno, for the diagnostic), the connection breaks, or the
+ * answer is no JSON; each becomes a problem document like the daemon's own. */
 #include "api.h"
 
 #include <curl/curl.h>
@@ -208,7 +208,8 @@ static enum api_result run(struct transfer *t)
     if (code == CURLE_OK)
         return API_DONE;
     if (t->api->error[0] == '\0')
-        snprintf(t->api->error, sizeof(t->api->error), "%s", t->too_large ? "the answer is too large" : curl_easy_strerror(code));
+        snprintf(t->api->error, sizeof(t->api->error), "%s",
+                 t->too_large ? "the answer is too large" : curl_easy_strerror(code));
     switch (code) {
     case CURLE_COULDNT_CONNECT:
     case CURLE_COULDNT_RESOLVE_HOST:
@@ -267,13 +268,17 @@ static json_t *unreachable(const struct api *api, enum api_result result)
         if (cli->url != NULL)
             problem_help(problem, "check the address, and that vmmd runs there with --listen");
         else if (api->os_errno == EACCES || api->os_errno == EPERM)
-            problem_help(problem, "you may not use this socket: join the group vmmd (`sudo adduser $USER vmmd`, then log in again), "
-                         "or run vmctl as root");
+            problem_help(
+                problem,
+                "you may not use this socket: join the group vmmd (`sudo adduser $USER vmmd`, then log in again), "
+                "or run vmctl as root");
         else
-            problem_help(problem, "start the daemon with `systemctl start vmmd` or `vmmd`, or name its socket with --socket or VMMD_SOCKET");
+            problem_help(problem, "start the daemon with `systemctl start vmmd` or `vmmd`, or name its socket with "
+                                  "--socket or VMMD_SOCKET");
     }
-    problem_cause(problem, "%s", cli->url == NULL && result == API_UNREACHABLE && api->os_errno != 0 ? strerror((int)api->os_errno)
-                                                                                                    : api->error);
+    problem_cause(problem, "%s",
+                  cli->url == NULL && result == API_UNREACHABLE && api->os_errno != 0 ? strerror((int)api->os_errno)
+                                                                                      : api->error);
     return problem;
 }
 

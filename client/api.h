@@ -22,10 +22,10 @@ struct api_request {
     const char *path;   /* "/v1/…" with its query */
     const json_t *body;
     const char *idempotency_key;
-    int wait_s;         /* Prefer: wait, when > 0 */
-    int hold_s;         /* how long the daemon may hold the answer for another reason (timeout=) */
-    bool stream;        /* an answer without end: no timeout */
-    int heartbeat_s;    /* a stream that is silent so long is lost; 0: never */
+    int wait_s;              /* Prefer: wait, when > 0 */
+    int hold_s;              /* how long the daemon may hold the answer for another reason (timeout=) */
+    bool stream;             /* an answer without end: no timeout */
+    int heartbeat_s;         /* a stream that is silent so long is lost; 0: never */
     long long last_event_id; /* Last-Event-ID, when > 0 */
     /* Takes the body of a 2xx answer as it comes; returns false to stop. NULL: the body is kept in the response. */
     bool (*sink)(void *arg, const char *bytes, size_t size);
@@ -53,7 +53,8 @@ bool api_ok(const struct api_response *res);
 /* The problem of a call that brought no 2xx answer; the caller owns it. NULL for API_INTERRUPTED and API_STOPPED. */
 json_t *api_problem(const struct api *api, enum api_result result, const struct api_response *res);
 
-/* GETs a document. Returns it, which the caller owns, or NULL after the problem was shown, *ret_exit being the exit code. */
+/* GETs a document. Returns it, which the caller owns, or NULL after the problem was shown, *ret_exit being the exit
+ * code. */
 json_t *api_get(const struct cli *cli, const char *path, int *ret_exit);
 
 /* Shows the problem of a call that went wrong; returns its exit code. */
@@ -70,7 +71,8 @@ struct patience {
 /* Whether the call's outcome means that the daemon is going or gone. */
 bool api_gone(enum api_result result, const struct api_response *res);
 
-/* After such a call: sleeps a little and returns true, or false when patience is at its end or Ctrl+C came. `what` says what is waited for. */
+/* After such a call: sleeps a little and returns true, or false when patience is at its end or Ctrl+C came. `what` says
+ * what is waited for. */
 bool patience_wait(struct patience *p, const char *what);
 
 /* After any other call. */

@@ -1,7 +1,8 @@
 /* args.c - the command line, parsed by the command table.
  *
- * The first word is the command (or a unique prefix of one); options stand before or after it, and `--` ends them. Options before the
- * command can only be those all commands take. What is wrong is said on stderr with the usage line, exit code 2. */
+ * The first word is the command (or a unique prefix of one); options stand before or after it, and `--` ends them.
+ * Options before the command can only be those all commands take. What is wrong is said on stderr with the usage line,
+ * exit code 2. */
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -34,7 +35,8 @@ int usage_error(const struct command *command, const char *format, ...)
         fprintf(stderr, "`vmctl help %s` shows its options\n", command->name);
     } else {
         fputs("usage: vmctl [--socket PATH | --url URL] [-o table|json|name] [--no-wait] COMMAND …\n"
-              "`vmctl help` lists the commands\n", stderr);
+              "`vmctl help` lists the commands\n",
+              stderr);
     }
     return EXIT_USAGE;
 }
@@ -133,7 +135,8 @@ static int parse_long(struct args *args, int argc, char **argv, int *at)
     if (def == NULL)
         return unknown_option(args, argv[*at]);
     if (def->value == NULL)
-        return name[size] == '=' ? usage_error(args->command, "--%s takes no value", def->name) : add_option(args, def, "");
+        return name[size] == '=' ? usage_error(args->command, "--%s takes no value", def->name)
+                                 : add_option(args, def, "");
     if (name[size] == '=')
         return add_option(args, def, name + size + 1);
     if (*at + 1 >= argc)
@@ -257,7 +260,8 @@ static void print_options(const struct option_def *defs)
 
         if (d->letter != 0)
             snprintf(letter, sizeof(letter), "-%c, ", d->letter);
-        snprintf(form, sizeof(form), "%s--%s%s%s", letter, d->name, d->value != NULL ? " " : "", d->value != NULL ? d->value : "");
+        snprintf(form, sizeof(form), "%s--%s%s%s", letter, d->name, d->value != NULL ? " " : "",
+                 d->value != NULL ? d->value : "");
         out_printf("  %-*s  %s\n", (int)width, form, d->help);
     }
 }

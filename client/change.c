@@ -1,8 +1,8 @@
 /* change.c - sends a change and waits for its operation.
  *
- * The change is sent without a wait, so that the operation's id is known at once; then the operation is read with short waits
- * (Prefer: wait) which bring its steps. The daemon may go away at any time: the change is repeated with the same Idempotency-Key, the
- * wait goes on by the operation's id. */
+ * The change is sent without a wait, so that the operation's id is known at once; then the operation is read with short
+ * waits (Prefer: wait) which bring its steps. The daemon may go away at any time: the change is repeated with the same
+ * Idempotency-Key, the wait goes on by the operation's id. */
 #include "change.h"
 
 #include <string.h>
@@ -44,11 +44,13 @@ static int judge(struct change *c)
     if (json_is_object(error))
         c->problem = json_incref(error);
     else
-        c->problem = problem_new(ERR_OPERATION_CANCELLED, "%s of %s was cancelled", json_text(c->operation, "kind"), c->subject);
+        c->problem =
+            problem_new(ERR_OPERATION_CANCELLED, "%s of %s was cancelled", json_text(c->operation, "kind"), c->subject);
     return problem_exit_code(c->problem);
 }
 
-/* The answer to a DELETE that was repeated because the first one's answer got lost: that the VM is gone is what was wanted. */
+/* The answer to a DELETE that was repeated because the first one's answer got lost: that the VM is gone is what was
+ * wanted. */
 static bool gone_as_wanted(const struct change *c, const struct api_response *res, bool repeated)
 {
     return repeated && strcmp(c->method, "DELETE") == 0 && (res->status == 404 || res->status == 410);
@@ -96,7 +98,8 @@ static int leave(const struct change *c)
 {
     const char *id = json_text(c->operation, "id");
 
-    note("%s of %s goes on as operation %s; cancel it with `vmctl ops cancel %s`", json_text(c->operation, "kind"), c->subject, id, id);
+    note("%s of %s goes on as operation %s; cancel it with `vmctl ops cancel %s`", json_text(c->operation, "kind"),
+         c->subject, id, id);
     return EXIT_INTERRUPTED;
 }
 
@@ -123,8 +126,8 @@ static char *operation_path(const struct change *c)
 }
 
 /* Reads the operation once, with a wait. Returns true when the wait is over, *ret_exit being the exit code. */
-static bool wait_once(const struct cli *cli, struct change *c, const char *path, struct progress *progress, struct patience *patience,
-                      int *ret_exit)
+static bool wait_once(const struct cli *cli, struct change *c, const char *path, struct progress *progress,
+                      struct patience *patience, int *ret_exit)
 {
     struct api_request req = {.path = path, .wait_s = progress->on ? WATCHED_WAIT_S : QUIET_WAIT_S};
     struct api_response res;
@@ -138,7 +141,8 @@ static bool wait_once(const struct cli *cli, struct change *c, const char *path,
         over = !patience_wait(patience, what) && !signals_interrupted();
         if (over) {
             c->problem = api_problem(cli->api, result, &res);
-            problem_help(c->problem, "start vmmd, then see what became of it with `vmctl ops show %s`", json_text(c->operation, "id"));
+            problem_help(c->problem, "start vmmd, then see what became of it with `vmctl ops show %s`",
+                         json_text(c->operation, "id"));
             *ret_exit = problem_exit_code(c->problem);
         }
     } else if (result == API_DONE && api_ok(&res) && is_operation(res.json)) {

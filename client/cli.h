@@ -76,11 +76,12 @@ struct cli {
 extern const struct command commands[];
 extern const struct option_def global_options[];
 
-/* Parses argv. Fills `args`; returns EXIT_DONE, or EXIT_USAGE after saying on stderr what was wrong. A missing command leaves
- * args->command NULL. `words` are checked against the command's limits unless --help was given. */
+/* Parses argv. Fills `args`; returns EXIT_DONE, or EXIT_USAGE after saying on stderr what was wrong. A missing command
+ * leaves args->command NULL. `words` are checked against the command's limits unless --help was given. */
 int args_parse(struct args *args, int argc, char **argv);
 
-/* The command of this name or unique prefix; NULL after a line on stderr (unknown with the nearest name, or ambiguous). */
+/* The command of this name or unique prefix; NULL after a line on stderr (unknown with the nearest name, or ambiguous).
+ */
 const struct command *command_find(const char *name);
 
 /* Whether the option was given. */
@@ -92,8 +93,8 @@ const char *args_value(const struct args *args, const char *name);
 /* The option's next value from position *at on (start with 0), NULL when there are no more. */
 const char *args_next(const struct args *args, const char *name, size_t *at);
 
-/* The option as an integer. Returns true and leaves *ret_value when it was not given; false after a usage line when it is no integer
- * between `min` and `max`. */
+/* The option as an integer. Returns true and leaves *ret_value when it was not given; false after a usage line when it
+ * is no integer between `min` and `max`. */
 bool args_integer(const struct args *args, const char *name, long long min, long long max, long long *ret_value);
 
 /* Says on stderr what is wrong with the command line and how the command is used; returns EXIT_USAGE. */

@@ -1,5 +1,5 @@
-/* cmd_completion.c - completion scripts for bash, zsh and fish, written from the command table. VM names are asked of the daemon when the
- * user presses Tab (`vmctl list -o name`); an absent daemon just completes nothing. */
+/* cmd_completion.c - completion scripts for bash, zsh and fish, written from the command table. VM names are asked of
+ * the daemon when the user presses Tab (`vmctl list -o name`); an absent daemon just completes nothing. */
 #include <string.h>
 
 #include "cli.h"
@@ -7,8 +7,12 @@
 #include "util.h"
 
 static const char *const word_lists[] = {
-    [WORD_NONE] = "",          [WORD_VM] = "$(vmctl list -o name 2>/dev/null)",      [WORD_CODE] = "$(vmctl errors -o name 2>/dev/null)",
-    [WORD_COMMAND] = NULL,     [WORD_SHELL] = "bash zsh fish",                      [WORD_OPERATION] = "list show cancel $(vmctl ops -o name 2>/dev/null)",
+    [WORD_NONE] = "",
+    [WORD_VM] = "$(vmctl list -o name 2>/dev/null)",
+    [WORD_CODE] = "$(vmctl errors -o name 2>/dev/null)",
+    [WORD_COMMAND] = NULL,
+    [WORD_SHELL] = "bash zsh fish",
+    [WORD_OPERATION] = "list show cancel $(vmctl ops -o name 2>/dev/null)",
 };
 
 static void put_commands(const char *between)
@@ -139,8 +143,12 @@ static void put_zsh_options(const struct option_def *defs)
 static void put_zsh_words(const struct command *command)
 {
     static const char *const functions[] = {
-        [WORD_NONE] = NULL,           [WORD_VM] = "_vmctl_vms",        [WORD_CODE] = "_vmctl_codes", [WORD_COMMAND] = "_vmctl_commands",
-        [WORD_SHELL] = "(bash zsh fish)", [WORD_OPERATION] = "(list show cancel)",
+        [WORD_NONE] = NULL,
+        [WORD_VM] = "_vmctl_vms",
+        [WORD_CODE] = "_vmctl_codes",
+        [WORD_COMMAND] = "_vmctl_commands",
+        [WORD_SHELL] = "(bash zsh fish)",
+        [WORD_OPERATION] = "(list show cancel)",
     };
 
     if (functions[command->word_kind] != NULL)
@@ -207,8 +215,12 @@ static void put_fish_options(const char *condition, const struct option_def *def
 static int fish(void)
 {
     static const char *const lists[] = {
-        [WORD_NONE] = NULL,          [WORD_VM] = "(vmctl list -o name 2>/dev/null)", [WORD_CODE] = "(vmctl errors -o name 2>/dev/null)",
-        [WORD_COMMAND] = NULL,       [WORD_SHELL] = "bash zsh fish",                 [WORD_OPERATION] = "list show cancel (vmctl ops -o name 2>/dev/null)",
+        [WORD_NONE] = NULL,
+        [WORD_VM] = "(vmctl list -o name 2>/dev/null)",
+        [WORD_CODE] = "(vmctl errors -o name 2>/dev/null)",
+        [WORD_COMMAND] = NULL,
+        [WORD_SHELL] = "bash zsh fish",
+        [WORD_OPERATION] = "list show cancel (vmctl ops -o name 2>/dev/null)",
     };
 
     out_puts("# fish completion for vmctl: vmctl completion fish > ~/.config/fish/completions/vmctl.fish\n"

@@ -1,7 +1,8 @@
 /* cmd_create.c - vmctl create: the flags become a spec, which the daemon judges.
  *
- * vmctl itself refuses only what cannot be put into the request: files that cannot be read, numbers that are none. Limits and names are
- * the daemon's, so that there is one place that knows them. Paths are made absolute, because the daemon has another directory. */
+ * vmctl itself refuses only what cannot be put into the request: files that cannot be read, numbers that are none.
+ * Limits and names are the daemon's, so that there is one place that knows them. Paths are made absolute, because the
+ * daemon has another directory. */
 #include <errno.h>
 #include <limits.h>
 #include <string.h>
@@ -75,11 +76,13 @@ static int read_spec(const struct cli *cli, const struct args *args, json_t **sp
         return unreadable(cli, path, failed);
     *spec = json_loadb(text.data != NULL ? text.data : "", text.len, JSON_REJECT_DUPLICATES, &error);
     if (*spec == NULL) {
-        problem = problem_new(ERR_API_INVALID_JSON, "%s line %d column %d: %s", path, error.line, error.column, error.text);
+        problem =
+            problem_new(ERR_API_INVALID_JSON, "%s line %d column %d: %s", path, error.line, error.column, error.text);
         return problem_show(cli, problem, NULL);
     }
     if (!json_is_object(*spec))
-        return usage_error(args->command, "%s holds no JSON object; a spec looks like {\"vcpus\":2,\"memory_mb\":1024}", path);
+        return usage_error(args->command, "%s holds no JSON object; a spec looks like {\"vcpus\":2,\"memory_mb\":1024}",
+                           path);
     return EXIT_DONE;
 }
 
@@ -241,7 +244,8 @@ static int set_cloud_init(const struct cli *cli, const struct args *args, json_t
 
         if (failed != 0)
             return unreadable(cli, user_data, failed);
-        if (!utf8_valid(text.data != NULL ? text.data : "", text.len) || memchr(text.data != NULL ? text.data : "", '\0', text.len) != NULL)
+        if (!utf8_valid(text.data != NULL ? text.data : "", text.len) ||
+            memchr(text.data != NULL ? text.data : "", '\0', text.len) != NULL)
             return usage_error(args->command, "%s is no text in UTF-8", user_data);
         json_object_set_new(seed, "user_data", json_stringn(text.data != NULL ? text.data : "", text.len));
     }

@@ -1,8 +1,9 @@
 /* cmd_events.c - vmctl events: the daemon's server-sent events as lines.
  *
- * The stream goes on for ever; when it breaks it is opened again after the last event seen (Last-Event-ID), so that nothing is missed.
- * --no-follow ends with the newest event there was when it began; it filters here, because a filtered stream does not tell that it has
- * passed that event. */
+ * The stream goes on for ever; when it breaks it is opened again after the last event seen (Last-Event-ID), so that
+ * nothing is missed.
+ * --no-follow ends with the newest event there was when it began; it filters here, because a filtered stream does not
+ * tell that it has passed that event. */
 #include <string.h>
 
 #include "api.h"
@@ -31,8 +32,10 @@ static void add_data(struct buf *text, const json_t *data)
     const char *key;
     json_t *value;
 
-    json_object_foreach((json_t *)(uintptr_t)data, key, value) {
-        char *dumped = json_is_string(value) ? x_strdup(json_string_value(value)) : json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
+    json_object_foreach((json_t *)(uintptr_t)data, key, value)
+    {
+        char *dumped = json_is_string(value) ? x_strdup(json_string_value(value))
+                                             : json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT);
 
         if (!json_is_null(value) && dumped != NULL)
             buf_printf(text, " %s=%s", key, dumped);
@@ -61,7 +64,8 @@ static void print_event(const struct cli *cli, const json_t *event)
 
 static bool wanted(const struct stream *s, const json_t *event)
 {
-    if (s->vm != NULL && strcmp(s->vm, json_text(event, "vm_name")) != 0 && strcmp(s->vm, json_text(event, "vm_id")) != 0)
+    if (s->vm != NULL && strcmp(s->vm, json_text(event, "vm_name")) != 0 &&
+        strcmp(s->vm, json_text(event, "vm_id")) != 0)
         return false;
     return s->type == NULL || str_glob(s->type, json_text(event, "type"));
 }
@@ -176,8 +180,12 @@ static int run(struct stream *s, const struct args *args, char *since, size_t si
 
     while (!over) {
         char *path = stream_path(args, since[0] != '\0' ? since : NULL, s->end < 0);
-        struct api_request req = {.path = path, .stream = true, .heartbeat_s = HEARTBEAT_S, .last_event_id = s->last,
-                                  .sink = take_bytes, .arg = s};
+        struct api_request req = {.path = path,
+                                  .stream = true,
+                                  .heartbeat_s = HEARTBEAT_S,
+                                  .last_event_id = s->last,
+                                  .sink = take_bytes,
+                                  .arg = s};
         struct api_response res;
         enum api_result result = api_call(s->cli->api, &req, &res);
 
@@ -191,7 +199,8 @@ static int run(struct stream *s, const struct args *args, char *since, size_t si
         if (signals_interrupted()) {
             exit_code = EXIT_INTERRUPTED;
             over = true;
-        } else if (result == API_DONE && res.status == 410 && s->end >= 0 && skip_expired(args, &res, since, since_size)) {
+        } else if (result == API_DONE && res.status == 410 && s->end >= 0 &&
+                   skip_expired(args, &res, since, since_size)) {
             over = false;
         } else if (had_answer && (api_gone(result, &res) || (result == API_DONE && api_ok(&res)))) {
             over = !patience_wait(&patience, "events");

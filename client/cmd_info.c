@@ -36,8 +36,10 @@ static void print_last_operation(const json_t *operation)
     const json_t *error = json_object_get(operation, "error"), *step;
     size_t i;
 
-    out_line("operation: %s %s (%s)", json_text(operation, "kind"), json_text(operation, "state"), json_text(operation, "id"));
-    json_array_foreach(json_object_get(operation, "steps"), i, step) {
+    out_line("operation: %s %s (%s)", json_text(operation, "kind"), json_text(operation, "state"),
+             json_text(operation, "id"));
+    json_array_foreach(json_object_get(operation, "steps"), i, step)
+    {
         out_line("  %s: %s", json_text(step, "name"), json_text(step, "state"));
     }
     if (json_is_object(error))
@@ -53,11 +55,12 @@ static void print_explanation(json_t *document)
     size_t i;
 
     out_line("%s is %s", json_text(document, "name"), json_text(document, "state"));
-    json_array_foreach(transitions, i, transition) {
+    json_array_foreach(transitions, i, transition)
+    {
         const char *from = json_text(transition, "from");
 
-        out_line("  %s  %s%s%s: %s", json_text(transition, "at"), from, from[0] != '\0' ? " -> " : "", json_text(transition, "to"),
-                 json_text(transition, "cause"));
+        out_line("  %s  %s%s%s: %s", json_text(transition, "at"), from, from[0] != '\0' ? " -> " : "",
+                 json_text(transition, "to"), json_text(transition, "cause"));
     }
     json_object_del(document, "operation");
     json_object_del(document, "transitions");
@@ -94,9 +97,11 @@ static void print_errors(const struct cli *cli, const json_t *items)
 
     if (cli->format == FORMAT_TABLE)
         table_row(&table, head);
-    json_array_foreach(items, i, entry) {
+    json_array_foreach(items, i, entry)
+    {
         char status[32];
-        const char *cells[] = {json_text(entry, "code"), status, json_is_true(json_object_get(entry, "retryable")) ? "yes" : "no",
+        const char *cells[] = {json_text(entry, "code"), status,
+                               json_is_true(json_object_get(entry, "retryable")) ? "yes" : "no",
                                json_text(entry, "title")};
 
         snprintf(status, sizeof(status), json_is_integer(json_object_get(entry, "status")) ? "%lld" : "-",

@@ -1,7 +1,7 @@
 /* cmd_lifecycle.c - the verbs on VMs that exist: start, stop, kill, reset, restart, suspend, resume, destroy.
  *
- * All names are sent first, so that they go on side by side, then each is waited for in turn. One VM's failure does not keep the
- * others back; the exit code is that of the worst. */
+ * All names are sent first, so that they go on side by side, then each is waited for in turn. One VM's failure does not
+ * keep the others back; the exit code is that of the worst. */
 #include <string.h>
 
 #include "api.h"
@@ -21,8 +21,8 @@ struct verb {
 
 int exit_worse(int a, int b)
 {
-    static const int order[] = {EXIT_DONE,     EXIT_CONFLICT, EXIT_NOT_FOUND, EXIT_FAILED,     EXIT_USAGE,
-                                EXIT_TIMED_OUT, EXIT_REFUSED, EXIT_UNREACHABLE, EXIT_INTERRUPTED};
+    static const int order[] = {EXIT_DONE,      EXIT_CONFLICT, EXIT_NOT_FOUND,   EXIT_FAILED,     EXIT_USAGE,
+                                EXIT_TIMED_OUT, EXIT_REFUSED,  EXIT_UNREACHABLE, EXIT_INTERRUPTED};
     size_t at_a = 0, at_b = 0;
 
     for (size_t i = 0; i < ARRAY_SIZE(order); i++) {

@@ -45,7 +45,8 @@ static void network_text(const json_t *vm, char *out, size_t size)
         snprintf(out, size, "%s", type[0] != '\0' ? type : "-");
 }
 
-static void number_text(const json_t *object, const char *key, const char *before, const char *after, char *out, size_t size)
+static void number_text(const json_t *object, const char *key, const char *before, const char *after, char *out,
+                        size_t size)
 {
     long long number = json_number(object, key, -1);
 
@@ -59,7 +60,8 @@ static void add_row(struct table *table, const json_t *vm)
 {
     const json_t *spec = json_object_get(vm, "spec"), *runtime = json_object_get(vm, "runtime");
     char vcpus[32], memory[32], network[128], pid[32], ssh[32], age[32];
-    const char *cells[] = {json_text(vm, "name"), json_text(vm, "state"), json_text(vm, "backend"), vcpus, memory, network, pid, ssh, age};
+    const char *cells[] = {
+        json_text(vm, "name"), json_text(vm, "state"), json_text(vm, "backend"), vcpus, memory, network, pid, ssh, age};
 
     number_text(spec, "vcpus", "", "", vcpus, sizeof(vcpus));
     number_text(spec, "memory_mb", "", "MiB", memory, sizeof(memory));
@@ -78,7 +80,8 @@ static void print_list(const struct cli *cli, const struct args *args, const jso
     size_t i;
 
     if (cli->format == FORMAT_NAME) {
-        json_array_foreach(items, i, vm) {
+        json_array_foreach(items, i, vm)
+        {
             out_line("%s", json_text(vm, "name"));
         }
         return;
@@ -88,7 +91,8 @@ static void print_list(const struct cli *cli, const struct args *args, const jso
         return;
     }
     table_row(&table, head);
-    json_array_foreach(items, i, vm) {
+    json_array_foreach(items, i, vm)
+    {
         add_row(&table, vm);
     }
     table_print(&table);
@@ -145,7 +149,8 @@ static void text_line(const char *label, const json_t *object, const char *key)
 
 static void print_network(const json_t *vm)
 {
-    const json_t *network = json_object_get(json_object_get(vm, "spec"), "network"), *runtime = json_object_get(vm, "runtime");
+    const json_t *network = json_object_get(json_object_get(vm, "spec"), "network"),
+                 *runtime = json_object_get(vm, "runtime");
     const char *type = json_text(network, "type");
     const json_t *item;
     size_t i;
@@ -154,14 +159,16 @@ static void print_network(const json_t *vm)
         line("Network:", "tap (bridge: %s)", json_text(network, "bridge"));
     else
         line("Network:", "%s", strcmp(type, "user") == 0 ? "user (SLIRP)" : type);
-    json_array_foreach(json_object_get(network, "forwards"), i, item) {
+    json_array_foreach(json_object_get(network, "forwards"), i, item)
+    {
         line("Forward:", "%s:%lld -> %lld/%s", json_text(item, "host_ip"), json_number(item, "host_port", 0),
              json_number(item, "guest_port", 0), json_text(item, "proto"));
     }
     if (json_number(runtime, "ssh_host_port", 0) > 0)
         line("SSH:", "127.0.0.1:%lld", json_number(runtime, "ssh_host_port", 0));
     text_line("MAC:", runtime, "mac_addr");
-    json_array_foreach(json_object_get(runtime, "addresses"), i, item) {
+    json_array_foreach(json_object_get(runtime, "addresses"), i, item)
+    {
         line("Address:", "%s (%s)", json_text(item, "ip"), json_text(item, "source"));
     }
 }
@@ -171,16 +178,19 @@ static void print_health(const json_t *vm)
     const json_t *failure = json_object_get(vm, "failure"), *operation = json_object_get(vm, "operation"), *condition;
     size_t i;
 
-    json_array_foreach(json_object_get(vm, "conditions"), i, condition) {
+    json_array_foreach(json_object_get(vm, "conditions"), i, condition)
+    {
         const char *message = json_text(condition, "message");
 
-        line("Condition:", "%s %s (%s)%s%s", json_text(condition, "type"), json_is_true(json_object_get(condition, "status")) ? "yes" : "no",
-             json_text(condition, "reason"), message[0] != '\0' ? ": " : "", message);
+        line("Condition:", "%s %s (%s)%s%s", json_text(condition, "type"),
+             json_is_true(json_object_get(condition, "status")) ? "yes" : "no", json_text(condition, "reason"),
+             message[0] != '\0' ? ": " : "", message);
     }
     if (json_is_object(operation))
         line("Operation:", "%s %s", json_text(operation, "kind"), json_text(operation, "id"));
     if (json_is_object(failure)) {
-        line("Failure:", "%s (%s) at %s", json_text(failure, "detail"), json_text(failure, "code"), json_text(failure, "at"));
+        line("Failure:", "%s (%s) at %s", json_text(failure, "detail"), json_text(failure, "code"),
+             json_text(failure, "at"));
         out_printf("%-13ssee `vmctl explain %s`\n", "", json_text(vm, "name"));
     }
 }
@@ -210,7 +220,8 @@ static void print_status(const json_t *vm)
     if (json_number(runtime, "pid", 0) > 0)
         line("PID:", "%lld", json_number(runtime, "pid", 0));
     text_line("VNC:", runtime, "vnc_addr");
-    json_object_foreach(json_object_get(vm, "labels"), key, value) {
+    json_object_foreach(json_object_get(vm, "labels"), key, value)
+    {
         line("Label:", "%s=%s", key, json_string_value(value) != NULL ? json_string_value(value) : "");
     }
     print_health(vm);

@@ -1,7 +1,8 @@
 /* cmd_log.c - vmctl log: bytes as the guest or QEMU wrote them.
  *
- * Without a choice it is the console's log, and the provisioning's where the daemon has one. Following goes on by offset: what is there is
- * read first, then the rest is followed from the offset the daemon named; a connection that breaks is made again from where it was. */
+ * Without a choice it is the console's log, and the provisioning's where the daemon has one. Following goes on by
+ * offset: what is there is read first, then the rest is followed from the offset the daemon named; a connection that
+ * breaks is made again from where it was. */
 #include <string.h>
 
 #include "api.h"

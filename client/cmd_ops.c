@@ -25,12 +25,16 @@ static void print_list(const struct cli *cli, const json_t *items)
 
     if (cli->format != FORMAT_NAME && json_array_size(items) > 0)
         table_row(&table, head);
-    json_array_foreach(items, i, operation) {
+    json_array_foreach(items, i, operation)
+    {
         const char *step = json_text(operation, "step");
         char age[32];
-        const char *cells[] = {json_text(operation, "id"), json_text(operation, "kind"),
-                               json_text(json_object_get(operation, "target"), "vm_name"), json_text(operation, "state"),
-                               step[0] != '\0' ? step : "-", age};
+        const char *cells[] = {json_text(operation, "id"),
+                               json_text(operation, "kind"),
+                               json_text(json_object_get(operation, "target"), "vm_name"),
+                               json_text(operation, "state"),
+                               step[0] != '\0' ? step : "-",
+                               age};
 
         format_age(json_text(operation, "created_at"), age, sizeof(age));
         if (cli->format == FORMAT_NAME)
@@ -85,16 +89,19 @@ static void print_operation(const json_t *operation)
         out_line("Finished:    %s", json_text(operation, "finished_at"));
     else if (json_text(operation, "deadline")[0] != '\0')
         out_line("Deadline:    %s", json_text(operation, "deadline"));
-    json_array_foreach(json_object_get(operation, "steps"), i, step) {
+    json_array_foreach(json_object_get(operation, "steps"), i, step)
+    {
         if (json_number(step, "ms", -1) >= 0)
-            out_line("Step:        %s %s (%lld ms)", json_text(step, "name"), json_text(step, "state"), json_number(step, "ms", 0));
+            out_line("Step:        %s %s (%lld ms)", json_text(step, "name"), json_text(step, "state"),
+                     json_number(step, "ms", 0));
         else
             out_line("Step:        %s %s", json_text(step, "name"), json_text(step, "state"));
     }
     if (json_is_object(error)) {
         out_line("Error:       %s", json_text(error, "code"));
         out_line("             %s", json_text(error, "detail"));
-        json_array_foreach(json_object_get(error, "causes"), i, cause) {
+        json_array_foreach(json_object_get(error, "causes"), i, cause)
+        {
             out_line("Cause:       %s", json_is_string(cause) ? json_string_value(cause) : json_text(cause, "detail"));
         }
         out_line("Help:        %s", json_text(error, "help"));
@@ -133,7 +140,8 @@ static int cancel(const struct cli *cli, const char *id)
     else if (cli->format == FORMAT_NAME)
         out_line("%s", id);
     else
-        out_line("operation %s %s", id, strcmp(json_text(res.json, "state"), "cancelled") == 0 ? "cancelled" : "is being cancelled");
+        out_line("operation %s %s", id,
+                 strcmp(json_text(res.json, "state"), "cancelled") == 0 ? "cancelled" : "is being cancelled");
     api_response_done(&res);
     return exit_code;
 }

@@ -1,6 +1,7 @@
 /* cmd_wait.c - vmctl wait: until a VM has come to a state or condition.
  *
- * The daemon holds a wait for 600 s at most; a longer one is asked for again. A daemon that goes away is waited for up to 30 s. */
+ * The daemon holds a wait for 600 s at most; a longer one is asked for again. A daemon that goes away is waited for up
+ * to 30 s. */
 #include <string.h>
 
 #include "api.h"
@@ -16,7 +17,8 @@ enum { DEFAULT_S = 60, HOLD_MAX_S = 600 };
 /* "running" means "state:running". */
 static bool is_state(const char *word)
 {
-    static const char *const states[] = {"preparing", "prepared", "running", "suspended", "stopped", "failed", "destroyed"};
+    static const char *const states[] = {"preparing", "prepared", "running",  "suspended",
+                                         "stopped",   "failed",   "destroyed"};
 
     for (size_t i = 0; i < ARRAY_SIZE(states); i++) {
         if (strcmp(states[i], word) == 0)
@@ -55,7 +57,8 @@ static void report(const struct cli *cli, const struct args *args, const json_t 
 }
 
 /* Waits once for at most `left_s`. Returns whether it is over, *ret_exit being the exit code. */
-static bool wait_once(const struct cli *cli, const struct args *args, long long left_s, bool last, struct patience *patience, int *ret_exit)
+static bool wait_once(const struct cli *cli, const struct args *args, long long left_s, bool last,
+                      struct patience *patience, int *ret_exit)
 {
     CLEANUP_FREE char *path = wait_path(args, left_s);
     struct api_request req = {.path = path, .hold_s = (int)left_s};

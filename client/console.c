@@ -94,7 +94,8 @@ static int judge(const struct cli *cli, const struct session *s, enum ws_result 
     } else if (result == WS_WRONG) {
         problem = problem_new(ERR_DAEMON_INTERNAL, "the console of %s broke the WebSocket protocol", vm);
     } else if (result == WS_CLOSED && ws_close_code(s->ws) == 1001) {
-        problem = problem_new(ERR_DAEMON_SHUTTING_DOWN, "vmmd closed the console of %s%s%s", vm, reason[0] != '\0' ? ": " : "", reason);
+        problem = problem_new(ERR_DAEMON_SHUTTING_DOWN, "vmmd closed the console of %s%s%s", vm,
+                              reason[0] != '\0' ? ": " : "", reason);
     }
     if (problem != NULL)
         return problem_show(cli, problem, NULL);

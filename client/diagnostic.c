@@ -1,6 +1,7 @@
 /* diagnostic.c - problem documents on stderr: what happened, why, and what to do next.
  *
- * Colours only when stderr is a terminal and NO_COLOR is not set. Whatever the daemon's texts carry, they cannot drive the terminal. */
+ * Colours only when stderr is a terminal and NO_COLOR is not set. Whatever the daemon's texts carry, they cannot drive
+ * the terminal. */
 #include "diagnostic.h"
 
 #include <stdarg.h>
@@ -156,7 +157,8 @@ int problem_show(const struct cli *cli, const json_t *problem, const char *subje
     } else {
         show_part("message", detail[0] != '\0' ? detail : json_text(problem, "title"));
     }
-    json_array_foreach(json_object_get(problem, "causes"), i, cause) {
+    json_array_foreach(json_object_get(problem, "causes"), i, cause)
+    {
         show_part("cause", json_is_string(cause) ? json_string_value(cause) : json_text(cause, "detail"));
     }
     colour("\033[36m");

@@ -20,8 +20,8 @@ int problem_exit_code(const json_t *problem);
 /* Whether the problem has this code. */
 bool problem_is(const json_t *problem, enum error_code code);
 
-/* Shows the problem: on stderr as code, message, causes and help, with `subject` before it if not NULL; with -o json the document on
- * stdout and nothing else. Returns its exit code. */
+/* Shows the problem: on stderr as code, message, causes and help, with `subject` before it if not NULL; with -o json
+ * the document on stdout and nothing else. Returns its exit code. */
 int problem_show(const struct cli *cli, const json_t *problem, const char *subject);
 
 /* A remark on stderr ("vmctl: …"), its control characters made visible. */

@@ -1,6 +1,7 @@
 /* main.c - vmctl: finds the daemon's address and the command, runs it, and ends with its exit code.
  *
- * 0 done, 1 failed, 2 usage, 3 not found, 4 conflict or invalid state, 5 daemon unreachable, 6 timed out, 7 refused, 130 Ctrl+C. */
+ * 0 done, 1 failed, 2 usage, 3 not found, 4 conflict or invalid state, 5 daemon unreachable, 6 timed out, 7 refused,
+ * 130 Ctrl+C. */
 #include <string.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -36,7 +37,8 @@ static char *default_socket(void)
 
     if (geteuid() == 0)
         return x_strdup(SYSTEM_SOCKET);
-    own = runtime != NULL ? x_printf("%s/vmmd/vmmd.sock", runtime) : x_printf("/run/user/%u/vmmd/vmmd.sock", (unsigned)geteuid());
+    own = runtime != NULL ? x_printf("%s/vmmd/vmmd.sock", runtime)
+                          : x_printf("/run/user/%u/vmmd/vmmd.sock", (unsigned)geteuid());
     if (access(own, F_OK) != 0 && access(SYSTEM_SOCKET, F_OK) == 0) {
         mem_free(own);
         own = x_strdup(SYSTEM_SOCKET);

@@ -1,7 +1,8 @@
 /* output.c - every byte of stdout.
  *
- * Bytes gather in one buffer that is sent when it is full, when a stream asks, and at the end. A reader that went away (EPIPE) is no
- * failure: the rest is dropped, streams end, and the command keeps its own exit code. Any other write error makes vmctl fail. */
+ * Bytes gather in one buffer that is sent when it is full, when a stream asks, and at the end. A reader that went away
+ * (EPIPE) is no failure: the rest is dropped, streams end, and the command keeps its own exit code. Any other write
+ * error makes vmctl fail. */
 #include "output.h"
 
 #include <errno.h>
@@ -203,10 +204,12 @@ static void print_tree(const json_t *json, int indent)
     json_t *value;
     size_t i;
 
-    json_object_foreach((json_t *)(uintptr_t)json, key, value) {
+    json_object_foreach((json_t *)(uintptr_t)json, key, value)
+    {
         print_member(key, value, indent);
     }
-    json_array_foreach(json, i, value) {
+    json_array_foreach(json, i, value)
+    {
         if (is_scalar(value)) {
             out_printf("%*s- ", indent, "");
             print_scalar(value);

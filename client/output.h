@@ -7,13 +7,14 @@
 #include <stddef.h>
 #include <stdio.h>
 
-/* Buffers bytes for stdout as they are (logs, scripts). After the reader of stdout is gone all output is dropped in silence. */
+/* Buffers bytes for stdout as they are (logs, scripts). After the reader of stdout is gone all output is dropped in
+ * silence. */
 void out_write(const void *bytes, size_t size);
 void out_puts(const char *s);
 void out_printf(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* Like out_puts and out_printf for texts that came from elsewhere: control characters are made visible (\x1b), so that they cannot
- * drive the terminal or break a row. */
+/* Like out_puts and out_printf for texts that came from elsewhere: control characters are made visible (\x1b), so that
+ * they cannot drive the terminal or break a row. */
 void out_visible(const char *s);
 void out_line(const char *format, ...) __attribute__((format(printf, 1, 2))); /* adds the newline */
 
@@ -27,8 +28,8 @@ void out_document(const json_t *json);
 /* Sends what is buffered. Returns false when stdout is closed or full: a stream then ends. */
 bool out_flush(void);
 
-/* At the end of vmctl: sends the rest; returns `code`, or EXIT_FAILED after a line on stderr when stdout could not be written for another
- * reason than its reader being gone. */
+/* At the end of vmctl: sends the rest; returns `code`, or EXIT_FAILED after a line on stderr when stdout could not be
+ * written for another reason than its reader being gone. */
 int out_end(int code);
 
 /* A table whose columns are as wide as their widest cell; nothing is cut. */

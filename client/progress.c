@@ -41,16 +41,18 @@ static void show_line(const struct progress *p, const json_t *operation)
     CLEANUP_FREE char *text = NULL;
     char amount[96] = "";
 
-    json_array_foreach(steps, i, step) {
+    json_array_foreach(steps, i, step)
+    {
         if (strcmp(json_text(step, "state"), "pending") != 0)
             at = i + 1;
     }
     if (json_number(progress, "total", 0) > 0)
-        snprintf(amount, sizeof(amount), " %lld of %lld %s", json_number(progress, "done", 0), json_number(progress, "total", 0),
-                 json_text(progress, "unit"));
+        snprintf(amount, sizeof(amount), " %lld of %lld %s", json_number(progress, "done", 0),
+                 json_number(progress, "total", 0), json_text(progress, "unit"));
     progress_clear();
-    text = x_printf("%s: %s (%zu/%zu) %s%s %.1f s", json_text(json_object_get(operation, "target"), "vm_name"), verb_of(operation), at,
-                    json_array_size(steps), current, amount, (double)(clock_mono_ms() - p->since) / 1000);
+    text = x_printf("%s: %s (%zu/%zu) %s%s %.1f s", json_text(json_object_get(operation, "target"), "vm_name"),
+                    verb_of(operation), at, json_array_size(steps), current, amount,
+                    (double)(clock_mono_ms() - p->since) / 1000);
     text_visible(stderr, text);
     fflush(stderr);
     line_shown = true;
@@ -67,7 +69,8 @@ void progress_update(struct progress *p, const json_t *operation)
         show_line(p, operation);
         return;
     }
-    json_array_foreach(json_object_get(operation, "steps"), i, step) {
+    json_array_foreach(json_object_get(operation, "steps"), i, step)
+    {
         CLEANUP_FREE char *text = NULL;
 
         if (i < p->reported || strcmp(json_text(step, "state"), "pending") == 0)

@@ -1,4 +1,4 @@
-/* table.c - every command of vmctl with its options: lookup, usage, help and shell completion come from these tables. */
+/* table.c - every command of vmctl with its options: lookup, usage, help and completion come from these tables. */
 #include "cli.h"
 
 #define STATES "preparing prepared running suspended stopped failed"
@@ -22,7 +22,8 @@ static const struct option_def create_options[] = {
     {"disk", 0, "GIB", NULL, "disk size in GiB, never smaller than the image"},
     {"network", 0, "TYPE", "user tap none", "user (default), tap or none"},
     {"bridge", 0, "NAME", NULL, "bridge to attach to; means --network tap"},
-    {"forward", 0, "[IP:]HOST:GUEST[/PROTO]", NULL, "forward a host port to the guest; may be repeated; HOST 0 is chosen"},
+    {"forward", 0, "[IP:]HOST:GUEST[/PROTO]", NULL,
+     "forward a host port to the guest; may be repeated; HOST 0 is chosen"},
     {"cloud-init", 0, "FILE", NULL, "cloud-init user-data, passed as it is"},
     {"ssh-key", 0, "FILE", NULL, "public key file for the guest's user; may be repeated"},
     {"hostname", 0, "NAME", NULL, "the guest's host name, by cloud-init"},
@@ -64,7 +65,8 @@ static const struct option_def list_options[] = {
 };
 
 static const struct option_def wait_options[] = {
-    {"for", 0, "CONDITION", STATES " ready agent", "a state (running, state:running) or condition; may be repeated (ready)"},
+    {"for", 0, "CONDITION", STATES " ready agent",
+     "a state (running, state:running) or condition; may be repeated (ready)"},
     {"timeout", 0, "SECONDS", NULL, "give up after so long (60)"},
     {0},
 };
@@ -114,13 +116,16 @@ const struct command commands[] = {
     {"explain", "NAME", "show why a VM is in its state", WORD_VM, 1, 1, NULL, cmd_explain},
     {"wait", "NAME", "wait until a VM has come to a state or condition", WORD_VM, 1, 1, wait_options, cmd_wait},
     {"log", "NAME", "show what a VM wrote", WORD_VM, 1, 1, log_options, cmd_log},
-    {"console", "NAME", "attach to a VM's serial console; Ctrl+] detaches", WORD_VM, 1, 1, console_options, cmd_console},
+    {"console", "NAME", "attach to a VM's serial console; Ctrl+] detaches", WORD_VM, 1, 1, console_options,
+     cmd_console},
     {"events", "", "show what happens, as it happens", WORD_NONE, 0, 0, events_options, cmd_events},
-    {"ops", "[list | show ID | cancel ID]", "list, show or cancel operations", WORD_OPERATION, 0, 2, ops_options, cmd_ops},
+    {"ops", "[list | show ID | cancel ID]", "list, show or cancel operations", WORD_OPERATION, 0, 2, ops_options,
+     cmd_ops},
     {"host", "", "show what this host can do", WORD_NONE, 0, 0, NULL, cmd_host},
     {"errors", "[CODE]", "list the error codes, or explain one", WORD_CODE, 0, 1, NULL, cmd_errors},
     {"version", "", "show the versions of vmctl and of the daemon", WORD_NONE, 0, 0, NULL, cmd_version},
-    {"completion", "bash | zsh | fish", "write a completion script for a shell", WORD_SHELL, 1, 1, NULL, cmd_completion},
+    {"completion", "bash | zsh | fish", "write a completion script for a shell", WORD_SHELL, 1, 1, NULL,
+     cmd_completion},
     {"help", "[COMMAND]", "show how a command is used", WORD_COMMAND, 0, 1, NULL, cmd_help},
     {0},
 };

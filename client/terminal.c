@@ -1,4 +1,5 @@
-/* terminal.c - see terminal.h. Handlers use tcsetattr alone, which POSIX allows in them, then let the signal do what it does. */
+/* terminal.c - see terminal.h. Handlers use tcsetattr alone, which POSIX allows in them, then let the signal do what it
+ * does. */
 #include "terminal.h"
 
 #include <errno.h>

@@ -1,7 +1,7 @@
 /* util.h - small things every part of vmctl needs, over daemon/base.
  *
- * Memory here never comes back NULL: a command line tool that has no memory left says so and ends with exit code 1, so its
- * callers stay readable. */
+ * Memory here never comes back NULL: a command line tool that has no memory left says so and ends with exit code 1, so
+ * its callers stay readable. */
 #ifndef VMCTL_UTIL_H
 #define VMCTL_UTIL_H
 
@@ -22,7 +22,8 @@ char *x_strdup(const char *s);
 char *x_printf(const char *format, ...) __attribute__((format(printf, 1, 2), nonnull(1)));
 char *x_vprintf(const char *format, va_list args) __attribute__((format(printf, 1, 0), nonnull(1)));
 
-/* What the buffer holds ("" when nothing), which is empty afterwards; the caller mem_frees it. Ends vmctl when the buffer had failed. */
+/* What the buffer holds ("" when nothing), which is empty afterwards; the caller mem_frees it. Ends vmctl when the
+ * buffer had failed. */
 char *x_take(struct buf *b);
 
 /* Adds `s` with all but unreserved characters percent-encoded (RFC 3986). */

@@ -1,7 +1,8 @@
 /* ws.c - see ws.h.
  *
- * The upgrade is written by hand on a connection that libcurl made (Unix socket, TCP or TLS); an answer other than 101 is the daemon's problem
- * document. Frames are parsed as they come: data goes through without being kept, control frames have at most 125 bytes. */
+ * The upgrade is written by hand on a connection that libcurl made (Unix socket, TCP or TLS); an answer other than 101
+ * is the daemon's problem document. Frames are parsed as they come: data goes through without being kept, control
+ * frames have at most 125 bytes. */
 #include "ws.h"
 
 #include <curl/curl.h>
@@ -24,12 +25,12 @@ enum { OP_CONTINUE = 0, OP_TEXT = 1, OP_BINARY = 2, OP_CLOSE = 8, OP_PING = 9, O
 struct ws {
     CURL *easy;
     int fd;
-    struct buf in;      /* what came with the upgrade's answer and is not parsed yet */
-    struct buf out;     /* frames to be written */
+    struct buf in;  /* what came with the upgrade's answer and is not parsed yet */
+    struct buf out; /* frames to be written */
     unsigned char head[14];
     size_t head_size;
-    unsigned opcode;    /* of the frame whose payload comes */
-    uint64_t left;      /* bytes of its payload to come */
+    unsigned opcode; /* of the frame whose payload comes */
+    uint64_t left;   /* bytes of its payload to come */
     bool in_payload;
     char control[126];
     size_t control_size;
@@ -207,12 +208,14 @@ static json_t *refusal(struct ws *ws, const char *head, int64_t until)
     if (json_is_string(json_object_get(json, "code")))
         return json;
     json_decref(json);
-    return problem_new(ERR_DAEMON_INTERNAL, "the answer %lld to the console's upgrade is not what vmmd answers", status);
+    return problem_new(ERR_DAEMON_INTERNAL, "the answer %lld to the console's upgrade is not what vmmd answers",
+                       status);
 }
 
 static json_t *lost(const struct cli *cli, const char *what)
 {
-    json_t *problem = problem_new(ERR_CLIENT_DAEMON_UNREACHABLE, "vmmd at %s: %s", cli->url != NULL ? cli->url : cli->socket, what);
+    json_t *problem =
+        problem_new(ERR_CLIENT_DAEMON_UNREACHABLE, "vmmd at %s: %s", cli->url != NULL ? cli->url : cli->socket, what);
 
     problem_help(problem, "see whether vmmd runs (`systemctl status vmmd`), then attach again");
     return problem;
@@ -232,8 +235,10 @@ static json_t *upgrade(struct ws *ws, const struct cli *cli, const char *host, c
     both = x_printf("%s258EAFA5-E914-47DA-95CA-C5AB0DC85B11", key);
     sha1(both, strlen(both), digest);
     base64(digest, sizeof(digest), accept);
-    buf_printf(&ws->out, "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nUser-Agent: vmctl\r\n"
-               "Sec-WebSocket-Key: %s\r\nSec-WebSocket-Version: 13\r\n", target, host, key);
+    buf_printf(&ws->out,
+               "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nUser-Agent: vmctl\r\n"
+               "Sec-WebSocket-Key: %s\r\nSec-WebSocket-Version: 13\r\n",
+               target, host, key);
     if (cli->url != NULL && cli->token != NULL)
         buf_printf(&ws->out, "Authorization: Bearer %s\r\n", cli->token);
     buf_str(&ws->out, "\r\n");
@@ -388,7 +393,8 @@ static enum ws_result take_head(struct ws *ws, const char **bytes, size_t *size)
     return ws->opcode > OP_BINARY ? WS_WRONG : WS_OPEN;
 }
 
-static enum ws_result parse(struct ws *ws, const char *bytes, size_t size, bool (*sink)(void *, const char *, size_t), void *arg)
+static enum ws_result parse(struct ws *ws, const char *bytes, size_t size, bool (*sink)(void *, const char *, size_t),
+                            void *arg)
 {
     enum ws_result result = WS_OPEN;
 

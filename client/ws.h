@@ -1,5 +1,5 @@
-/* ws.h - a WebSocket client (RFC 6455), as much as a console needs: binary bytes both ways, pings answered, closes told. Over libcurl's
- * connection, because Debian's libcurl has no WebSocket of its own switched on. */
+/* ws.h - a WebSocket client (RFC 6455), as much as a console needs: binary bytes both ways, pings answered, closes
+ * told. Over libcurl's connection, because Debian's libcurl has no WebSocket of its own switched on. */
 #ifndef VMCTL_WS_H
 #define VMCTL_WS_H
 
@@ -12,15 +12,15 @@
 struct ws;
 
 enum ws_result {
-    WS_OPEN,   /* go on */
-    WS_CLOSED, /* the daemon said goodbye: ws_close_code, ws_close_reason */
-    WS_LOST,   /* the connection broke */
-    WS_WRONG,  /* the other side broke the protocol */
+    WS_OPEN,    /* go on */
+    WS_CLOSED,  /* the daemon said goodbye: ws_close_code, ws_close_reason */
+    WS_LOST,    /* the connection broke */
+    WS_WRONG,   /* the other side broke the protocol */
     WS_STOPPED, /* the sink asked to stop */
 };
 
-/* Connects and upgrades. Returns the socket, which ws_free ends, or NULL with a problem document that the caller owns. Blocks for 5 s at
- * most while connecting, 10 s for the answer. */
+/* Connects and upgrades. Returns the socket, which ws_free ends, or NULL with a problem document that the caller owns.
+ * Blocks for 5 s at most while connecting, 10 s for the answer. */
 struct ws *ws_open(const struct cli *cli, const char *path, json_t **ret_problem);
 void ws_free(struct ws *ws);
 
