@@ -6,7 +6,8 @@
  *
  * Transactions are applied in the order they were committed, each wholly or not at all; a tx that fails alone (a constraint)
  * fails alone, an I/O error fails the group.  daemon/store is the only user of sqlite3.h.  Documents are opaque text to it.
- * Runs on: the loop thread, except `wake`, which is called on the writer thread. */
+ * Nobody but SQLite opens the database file while a store is open: closing another descriptor of it drops its locks.
+ * Runs on: the loop thread, except `wake`, which is called on the writer thread, and no more once store_close returns. */
 #ifndef STORE_STORE_H
 #define STORE_STORE_H
 
@@ -64,7 +65,8 @@ void store_put_vm(struct store_tx *tx, const struct store_vm_row *row); /* inser
 void store_put_operation(struct store_tx *tx, const struct store_operation_row *row);
 void store_put_key(struct store_tx *tx, const struct store_key_row *row);
 void store_put_event(struct store_tx *tx, int64_t id, int64_t at, const char *type, const char *vm_id, const char *doc);
-void store_put_port(struct store_tx *tx, bool udp, const char *host_ip, uint16_t port, const char *vm_id); /* unique */
+void store_put_port(struct store_tx *tx, bool udp, const char *host_ip, uint16_t port,
+                    const char *vm_id); /* unique; the VM is stored, by this tx (in any order) or before */
 void store_drop_ports(struct store_tx *tx, const char *vm_id);
 /* Forgets operations and keys finished before, tombstones destroyed before, and all but the newest `keep_events` events. */
 void store_prune(struct store_tx *tx, int64_t operations_before, int64_t keys_before, int64_t tombstones_before,
@@ -74,7 +76,8 @@ void store_prune(struct store_tx *tx, int64_t operations_before, int64_t keys_be
 void store_commit(struct store *store, struct store_tx *tx, void (*done)(void *arg, struct error *err), void *arg);
 
 /* Reads on the writer thread, after all that was committed before.  `row` is called on the loop for each row, then `done`
- * exactly once; strings are valid during the call.  store_read_cancel silences one. */
+ * exactly once; strings are valid during the call, and NULL where NULL was stored.  store_read_cancel silences one.
+ * NULL is returned when memory is short: then nothing is called.  An answer beyond 64 MiB fails. */
 struct store_read;
 struct store_read *store_read_operation(struct store *store, const char *id,
                                         void (*done)(void *arg, const struct store_operation_row *row, struct error *err),
