@@ -66,7 +66,9 @@ static bool reap(struct child *c, struct exit_status *ret)
     if (info.si_pid == 0)
         return false;
     bool exited = info.si_code == CLD_EXITED;
-    *ret = (struct exit_status){.known = true, .code = exited ? info.si_status : -1, .signal = exited ? 0 : info.si_status};
+    *ret = (struct exit_status){.known = true,
+                                .code = exited ? info.si_status : -1,
+                                .signal = exited ? 0 : info.si_status};
     return true;
 }
 

@@ -22,7 +22,7 @@ struct child;
 struct child_spec {
     const char *const *argv; /* argv[0] is looked up in PATH; NULL-terminated */
     const char *const *env;  /* NULL: a minimal one (PATH, LANG=C.UTF-8, HOME=/, TMPDIR kept) */
-    bool detached;           /* own session: outlives vmmd (QEMU).  Otherwise it is killed by the kernel when vmmd dies */
+    bool detached;           /* own session: outlives vmmd (QEMU).  Otherwise the kernel kills it when vmmd dies */
     int stdin_fd;            /* -1: /dev/null.  Fds stay the caller's */
     int stdout_fd;           /* -1: /dev/null */
     int stderr_fd;           /* -1: /dev/null */
@@ -30,8 +30,9 @@ struct child_spec {
 };
 
 /* Starts a process; no other fd is inherited, core limit 0, default signal mask and
- * dispositions.  The program runs in it when this returns.  `exited` comes exactly once, from the loop, unless the child
- * is freed first; child_free comes from the owner in any case.  Fails: ERR_IO with errno (ENOENT: no such program). */
+ * dispositions.  The program runs in it when this returns.  `exited` comes exactly once, from the loop, unless the
+ * child is freed first; child_free comes from the owner in any case.  Fails: ERR_IO with errno (ENOENT: no such
+ * program). */
 struct child *child_spawn(struct loop *loop, const struct child_spec *spec,
                           void (*exited)(void *arg, const struct exit_status *status), void *arg, struct error *err);
 pid_t child_pid(const struct child *c);
@@ -51,13 +52,14 @@ struct tool_result {
 };
 
 struct tool;
-/* `done` comes exactly once, from the loop, unless tool_free comes first (which kills it).  The owner calls tool_free in any
- * case, also after or in `done`.  stdin: a file with `input` (copied), or /dev/null.  extra_fds as in child_spec (may be
- * NULL).  Each output may have max_output bytes; more kills the tool (status shows it, timed_out false; what fitted is
- * kept).  An output that a grandchild holds open is waited for 1 s after the exit.  Fails: ERR_IO with errno. */
-struct tool *tool_run(struct loop *loop, const char *const *argv, const int *extra_fds, const void *input, size_t input_len,
-                      int64_t timeout_ms, size_t max_output, void (*done)(void *arg, const struct tool_result *result),
-                      void *arg, struct error *err);
+/* `done` comes exactly once, from the loop, unless tool_free comes first (which kills it).  The owner calls tool_free
+ * in any case, also after or in `done`.  stdin: a file with `input` (copied), or /dev/null.  extra_fds as in child_spec
+ * (may be NULL).  Each output may have max_output bytes; more kills the tool (status shows it, timed_out false; what
+ * fitted is kept).  An output that a grandchild holds open is waited for 1 s after the exit.  Fails: ERR_IO with
+ * errno. */
+struct tool *tool_run(struct loop *loop, const char *const *argv, const int *extra_fds, const void *input,
+                      size_t input_len, int64_t timeout_ms, size_t max_output,
+                      void (*done)(void *arg, const struct tool_result *result), void *arg, struct error *err);
 void tool_free(struct tool *t); /* NULL is fine */
 
 /* The identity of a process beyond its pid: start time in clock ticks since boot (field 22 of /proc/PID/stat). */

@@ -1,8 +1,8 @@
 /* loop.c - the event loop on libuv.
  *
- * Deferred tasks sit in a FIFO.  While it is not empty an idle handle is active, so libuv neither sleeps nor thinks that
- * nothing is left; each turn takes the whole FIFO and runs it, and what is deferred meanwhile waits for the next turn.
- * The lag metric is the wall time of an iteration less what libuv says it slept.
+ * Deferred tasks sit in a FIFO.  While it is not empty an idle handle is active, so libuv neither sleeps nor thinks
+ * that nothing is left; each turn takes the whole FIFO and runs it, and what is deferred meanwhile waits for the next
+ * turn.  The lag metric is the wall time of an iteration less what libuv says it slept.
  *
  * Failure: handles that their owners forgot keep libuv from closing.  loop_free names them and leaves the memory alone,
  * for something may still point there. */

@@ -1,7 +1,8 @@
 /* loop.h - the event loop.  daemon/loop is the only user of uv.h; everything else sees these few opaque things.
  *
- * All functions run on the loop thread unless they say otherwise.  Handles (timer, poller, stream, child, proc_watch) are
- * on the heap; x_free ends them at once for their owner: no callback comes afterwards, memory goes when libuv lets go. */
+ * All functions run on the loop thread unless they say otherwise.  Handles (timer, poller, stream, child, proc_watch)
+ * are on the heap; x_free ends them at once for their owner: no callback comes afterwards, memory goes when libuv lets
+ * go. */
 #ifndef LOOP_LOOP_H
 #define LOOP_LOOP_H
 

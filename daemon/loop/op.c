@@ -83,7 +83,8 @@ static void set_late(const struct op *op, struct error *err)
 {
     int64_t s = seconds(op->step_due_ms - op->step_began_ms);
 
-    error_set(err, ERR_OPERATION_DEADLINE_EXCEEDED, "step %s did not end within %lld s", op_step_name(op), (long long)s);
+    error_set(err, ERR_OPERATION_DEADLINE_EXCEEDED, "step %s did not end within %lld s", op_step_name(op),
+              (long long)s);
     error_ctx_str(err, "step", op_step_name(op));
     error_ctx_int(err, "timeout_s", s);
 }
@@ -121,8 +122,8 @@ static void on_op_due(void *arg)
     if (!op_cancellable(op) || error_is_set(&op->failure))
         return;
     int64_t s = seconds(op->deadline_ms);
-    error_set(&op->failure, ERR_OPERATION_DEADLINE_EXCEEDED, "the operation did not end within %lld s (it is at step %s)",
-              (long long)s, op_step_name(op));
+    error_set(&op->failure, ERR_OPERATION_DEADLINE_EXCEEDED,
+              "the operation did not end within %lld s (it is at step %s)", (long long)s, op_step_name(op));
     error_ctx_str(&op->failure, "step", op_step_name(op));
     error_ctx_int(&op->failure, "timeout_s", s);
     hurry(op);

@@ -1,7 +1,7 @@
 /* poller.c - readiness of a descriptor, on uv_poll.
  *
- * libuv stops a poll that meets EPOLLERR; the owner is told that all it asked for holds (its next read or write says what
- * is wrong) and the poll goes on, for errors like those of a datagram socket pass. */
+ * libuv stops a poll that meets EPOLLERR; the owner is told that all it asked for holds (its next read or write says
+ * what is wrong) and the poll goes on, for errors like those of a datagram socket pass. */
 #include "loop/poller.h"
 
 #include "base/mem.h"

@@ -297,8 +297,8 @@ static struct stream *make(struct loop *loop, int fd, size_t max_pending, const 
     return s;
 }
 
-struct stream *stream_connect(struct loop *loop, const char *path, size_t max_pending, const struct stream_events *events,
-                              void *arg, struct error *err)
+struct stream *stream_connect(struct loop *loop, const char *path, size_t max_pending,
+                              const struct stream_events *events, void *arg, struct error *err)
 {
     size_t len = strlen(path);
 
@@ -327,8 +327,8 @@ struct stream *stream_connect(struct loop *loop, const char *path, size_t max_pe
     return s;
 }
 
-struct stream *stream_from_fd(struct loop *loop, int fd, size_t max_pending, const struct stream_events *events, void *arg,
-                              struct error *err)
+struct stream *stream_from_fd(struct loop *loop, int fd, size_t max_pending, const struct stream_events *events,
+                              void *arg, struct error *err)
 {
     struct stream *s = make(loop, fd, max_pending, events, arg, err);
 

@@ -1,8 +1,8 @@
 /* timer.c - timers on libuv's heap.
  *
- * libuv counts from the iteration's cached time, which is old after a long callback, so the delay is made good for that:
- * a timer is never early (beyond the rounding to ms).  A delay of 0 counts as 1 ms: libuv 1.44 would run a timer that
- * restarts itself at once for ever, within one iteration. */
+ * libuv counts from the iteration's cached time, which is old after a long callback, so the delay is made good for
+ * that: a timer is never early (beyond the rounding to ms).  A delay of 0 counts as 1 ms: libuv 1.44 would run a timer
+ * that restarts itself at once for ever, within one iteration. */
 #include "loop/timer.h"
 
 #include "base/mem.h"

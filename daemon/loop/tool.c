@@ -1,8 +1,8 @@
 /* tool.c - a short-lived program run to its end, with its outputs captured.
  *
- * The input is put into a memory file: the tool reads it at its own pace, and no SIGPIPE and no half-written pipe exist.
- * The outputs are pipes.  `done` comes when the tool has exited and both pipes have ended; a grandchild that keeps a pipe
- * open delays it by a second at most.
+ * The input is put into a memory file: the tool reads it at its own pace, and no SIGPIPE and no half-written pipe
+ * exist.  The outputs are pipes.  `done` comes when the tool has exited and both pipes have ended; a grandchild that
+ * keeps a pipe open delays it by a second at most.
  *
  * Failure: deadline and too much output kill the tool; then its exit ends the run like any other. */
 #include <errno.h>
@@ -198,9 +198,9 @@ static int start(struct tool *t, struct loop *loop, const char *const *argv, con
     return t->child != NULL ? 0 : -1;
 }
 
-struct tool *tool_run(struct loop *loop, const char *const *argv, const int *extra_fds, const void *input, size_t input_len,
-                      int64_t timeout_ms, size_t max_output, void (*done)(void *arg, const struct tool_result *result),
-                      void *arg, struct error *err)
+struct tool *tool_run(struct loop *loop, const char *const *argv, const int *extra_fds, const void *input,
+                      size_t input_len, int64_t timeout_ms, size_t max_output,
+                      void (*done)(void *arg, const struct tool_result *result), void *arg, struct error *err)
 {
     struct tool *t = mem_zalloc(sizeof(*t));
 

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/pidfd.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -86,7 +87,8 @@ static void on_exited(void *arg, const struct exit_status *status)
 
 static struct child_spec spec_of(const char *const *argv)
 {
-    return (struct child_spec){.argv = argv, .stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1, .extra_fds = {-1, -1, -1, -1}};
+    return (struct child_spec){.argv = argv, .stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1,
+                               .extra_fds = {-1, -1, -1, -1}};
 }
 
 static struct end run(const char *script)
@@ -659,5 +661,11 @@ int main(void)
         TEST(test_allocation_sweep),
     };
 
+    int pidfd = pidfd_open(getpid(), 0);
+    if (pidfd < 0 && errno == ENOSYS) { /* valgrind 3.19 does not know the call; everything here stands on it */
+        fprintf(stderr, "test_child: SKIPPED, there is no pidfd_open here\n");
+        return 0;
+    }
+    close(pidfd);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
