@@ -13,8 +13,8 @@
 enum lines_what { LINES_LINE, LINES_TOO_LONG, LINES_NO_MEMORY };
 
 /* Called for each complete line, without its newline and not NUL-terminated; valid during the call.  For the other two
- * kinds `line` is NULL.  Returns whether to go on: after false the splitter is not touched again, so the callee may have
- * freed it. */
+ * kinds `line` is NULL.  Returns whether to go on: after false the splitter is not touched again, so the callee may
+ * have freed it. */
 typedef bool lines_fn(void *arg, enum lines_what what, const char *line, size_t len);
 
 struct lines {

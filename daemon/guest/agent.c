@@ -3,9 +3,10 @@
  * Happy path: connect, ping after 100 ms, `up` at the answer, then a ping every interval.
  *
  * Failure modes.  The guest has no agent, or none yet: QEMU takes our bytes only when the guest opens the port, so they
- * wait in the socket; after UNANSWERED_MAX of them we reconnect, for QEMU forgets what it has not read.  The agent dies:
- * the next ping passes its deadline, `down`, and the pings start over.  The guest floods us: lines over the maximum and
- * garbage are passed over, and 0xff starts a line afresh.  The socket goes away with its QEMU: the owner frees us. */
+ * wait in the socket; after UNANSWERED_MAX of them we reconnect, for QEMU forgets what it has not read.  The agent
+ * dies: the next ping passes its deadline, `down`, and the pings start over.  The guest floods us: lines over the
+ * maximum and garbage are passed over, and 0xff starts a line afresh.  The socket goes away with its QEMU: the owner
+ * frees us. */
 #include "guest/internal.h"
 
 #include "base/mem.h"
@@ -58,7 +59,7 @@ void agent_unpin(struct agent *a)
         rearm(a);
 }
 
-/* --- up and down ----------------------------------------------------------------------------------------------------- */
+/* ---- up and down ---- */
 
 void agent_alive(struct agent *a)
 {
@@ -121,7 +122,7 @@ bool agent_is_up(const struct agent *a)
     return a->up;
 }
 
-/* --- the connection -------------------------------------------------------------------------------------------------- */
+/* ---- the connection ---- */
 
 static bool on_line(void *arg, enum lines_what what, const char *line, size_t len)
 {
@@ -185,8 +186,8 @@ static void hang_up(struct agent *a)
 static void plan_reconnect(struct agent *a)
 {
     a->reconnect_at_ms = loop_now_ms(a->loop) + a->reconnect_backoff_ms;
-    a->reconnect_backoff_ms = a->reconnect_backoff_ms * 2 < RECONNECT_MAX_MS ? a->reconnect_backoff_ms * 2
-                                                                            : RECONNECT_MAX_MS;
+    a->reconnect_backoff_ms =
+        a->reconnect_backoff_ms * 2 < RECONNECT_MAX_MS ? a->reconnect_backoff_ms * 2 : RECONNECT_MAX_MS;
 }
 
 /* Ends this connection and plans the next.  The caller has a pin. */

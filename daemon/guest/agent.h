@@ -2,9 +2,9 @@
  *
  * The guest is hostile: lines are bounded (AGENT_LINE_MAX), garbage is passed over, and every command first syncs
  * (guest-sync-delimited with a fresh id), so that no stale answer is taken for its own.  Commands run one at a time, in
- * order.  A command is sent only after the agent answered the sync: one that timed out earlier never takes effect later.
- * The socket may vanish and come back: the client reconnects until it is freed.  agent_free may be called from every
- * callback and silences all. */
+ * order.  A command is sent only after the agent answered the sync: one that timed out earlier never takes effect
+ * later. The socket may vanish and come back: the client reconnects until it is freed.  agent_free may be called from
+ * every callback and silences all. */
 #ifndef GUEST_AGENT_H
 #define GUEST_AGENT_H
 
@@ -18,8 +18,8 @@
 
 enum {
     AGENT_LINE_MAX = 256 * 1024,
-    AGENT_QUEUE_MAX = 16,       /* commands waiting or running */
-    AGENT_PING_MS = 3000,       /* a ping unanswered for so long means down */
+    AGENT_QUEUE_MAX = 16, /* commands waiting or running */
+    AGENT_PING_MS = 3000, /* a ping unanswered for so long means down */
 };
 
 struct agent;
@@ -39,11 +39,11 @@ void agent_start_probing(struct agent *a, int64_t interval_ms);
 void agent_hint_open(struct agent *a, bool open);
 bool agent_is_up(const struct agent *a);
 
-/* Queues a command.  `arguments` (NULL: none) is stolen, also on failure.  -1 when the queue is full or memory is short:
- * reply never comes.  On 0 the reply comes exactly once, not before this returns: `ret` is borrowed and NULL on error;
- * `err` is never NULL, and unset on success.  timeout_ms counts from now, waiting included.
- * Errors: ERR_VM_UNRESPONSIVE (no answer in time, or the connection ended meanwhile), ERR_IO (the agent refused; its
- * text in causes). */
+/* Queues a command.  `arguments` (NULL: none) is stolen, also on failure.  -1 when the queue is full or memory is
+ * short: reply never comes.  On 0 the reply comes exactly once, not before this returns: `ret` is borrowed and NULL on
+ * error; `err` is never NULL, and unset on success.  timeout_ms counts from now, waiting included. Errors:
+ * ERR_VM_UNRESPONSIVE (no answer in time, or the connection ended meanwhile), ERR_IO (the agent refused; its text in
+ * causes). */
 int agent_execute(struct agent *a, const char *command, json_t *arguments, int64_t timeout_ms,
                   void (*reply)(void *arg, json_t *ret, struct error *err), void *arg, struct error *err);
 /* The same for a command that answers only when it fails (guest-shutdown): success, with ret NULL, is that it was

@@ -4,8 +4,8 @@
  * command is written, and the next object with `return` or `error` is its answer.
  *
  * Failure modes.  No agent listens in the guest: the sync lies in the socket until the deadline, and the command was
- * never written.  The answer comes after the deadline: it meets a later sync and is passed over.  The guest lies: it can
- * only lie about its own answers. */
+ * never written.  The answer comes after the deadline: it meets a later sync and is passed over.  The guest lies: it
+ * can only lie about its own answers. */
 #include "guest/internal.h"
 
 #include <inttypes.h>
@@ -137,7 +137,8 @@ void request_advance(struct agent *a)
     if (r->ping)
         r->deadline_ms = loop_now_ms(a->loop) + r->timeout_ms;
     int n = snprintf(sync, sizeof(sync),
-                     "\xff{\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":%" JSON_INTEGER_FORMAT "}}\n", r->sync);
+                     "\xff{\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":%" JSON_INTEGER_FORMAT "}}\n",
+                     r->sync);
     r->state = REQUEST_SYNCING;
     a->unanswered++;
     stream_write(a->stream, sync, (size_t)n); /* what the socket does not take, the deadline finds out */
@@ -180,7 +181,8 @@ void request_answer(struct agent *a, const json_t *value)
     }
     const json_t *ret = json_object_get(value, "return");
     if (r == NULL || r->state != REQUEST_SYNCING || !json_is_integer(ret) || json_integer_value(ret) != r->sync) {
-        a->garbage++; /* or the late answer to a request given up */
+        if (json_object_get(value, "error") == NULL) /* the agent's complaint about our 0xff */
+            a->garbage++;                            /* or the late answer to a request given up */
         return;
     }
     a->unanswered = 0;

@@ -51,7 +51,7 @@ struct logfile {
     struct buf pending;      /* waits its turn */
     bool ready;
     bool working;
-    uint64_t start;   /* offset of the first byte in memory; once ready */
+    uint64_t start; /* offset of the first byte in memory; once ready */
     uint64_t oldest;
     uint64_t dropped; /* bytes that no marker tells of yet */
 

@@ -1,10 +1,10 @@
 /* logfile.h - a bounded, offset-addressed log on disk, fed from the loop without blocking it.
  *
- * The log is a stream of bytes counted from its birth; an offset names a byte for ever.  On disk it is at most two files,
- * PREFIX.<20 digits: the offset of its first byte>, each at most half the maximum; starting a third removes the oldest.
- * Appended bytes wait in memory (LOGFILE_PENDING_MAX; what does not fit is dropped, and a marker line says how much)
- * until the thread pool has written them.  Nothing is fsynced: it is a log.  A restarted daemon goes on at the next
- * offset.  Readers see memory and disk as one.
+ * The log is a stream of bytes counted from its birth; an offset names a byte for ever.  On disk it is at most two
+ * files, PREFIX.<20 digits: the offset of its first byte>, each at most half the maximum; starting a third removes the
+ * oldest. Appended bytes wait in memory (LOGFILE_PENDING_MAX; what does not fit is dropped, and a marker line says how
+ * much) until the thread pool has written them.  Nothing is fsynced: it is a log.  A restarted daemon goes on at the
+ * next offset.  Readers see memory and disk as one.
  *
  * Runs on the loop thread, except the functions that say "blocking": those need no struct logfile and belong on a pool
  * thread, for logs nobody writes at the moment (and they only miss the last bytes if somebody does). */
@@ -51,9 +51,9 @@ struct logfile_chunk {
 typedef void logfile_read_fn(void *arg, const struct logfile_chunk *chunk, struct error *err);
 
 struct logfile_read;
-/* Reads up to `max` bytes (at most LOGFILE_READ_MAX) from `offset`.  done comes exactly once on a later turn, unless the
- * read is cancelled or the log ends first; the chunk is valid during the call and may be shorter than asked.  On error
- * chunk is NULL.  NULL (ERR_IO) when nothing was begun. */
+/* Reads up to `max` bytes (at most LOGFILE_READ_MAX) from `offset`.  done comes exactly once on a later turn, unless
+ * the read is cancelled or the log ends first; the chunk is valid during the call and may be shorter than asked.  On
+ * error chunk is NULL.  NULL (ERR_IO) when nothing was begun. */
 struct logfile_read *logfile_read(struct logfile *log, uint64_t offset, size_t max, logfile_read_fn *done, void *arg,
                                   struct error *err);
 /* The same for the last n_lines lines (after the last hole, should there be one). */

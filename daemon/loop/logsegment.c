@@ -137,8 +137,8 @@ void logwriter_close(struct logwriter *w)
 static int ready_segment(struct logwriter *w, const char *prefix, struct error *err)
 {
     char path[LOGSEGMENT_PATH_MAX];
-    bool fits = w->segs.n > 0 && logsegments_next(&w->segs) == w->offset &&
-                w->segs.at[w->segs.n - 1].size < w->segment_max;
+    bool fits =
+        w->segs.n > 0 && logsegments_next(&w->segs) == w->offset && w->segs.at[w->segs.n - 1].size < w->segment_max;
 
     if (fits && w->fd >= 0)
         return 0;

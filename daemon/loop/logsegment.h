@@ -35,7 +35,7 @@ int logsegments_read_last(const char *prefix, struct logfile_chunk *ret, struct 
 struct logwriter {
     struct logsegments segs;
     size_t segment_max;
-    int fd; /* of the last segment, -1: none yet */
+    int fd;          /* of the last segment, -1: none yet */
     uint64_t offset; /* the next byte's */
     uint64_t lost;   /* bytes that failed to be written; the owner takes them */
 };

@@ -66,8 +66,8 @@ static int execute(struct qmp *q, const char *command, const json_t *arguments, 
                    struct qmp_command **ret, struct error *err)
 {
     if (q->state != QMP_READY)
-        return error_set(err, ERR_QEMU_QMP_CONNECT_FAILED, "the monitor of %s is not connected: %s was not sent", q->who,
-                         command);
+        return error_set(err, ERR_QEMU_QMP_CONNECT_FAILED, "the monitor of %s is not connected: %s was not sent",
+                         q->who, command);
     if (q->n_pending >= QMP_PENDING_MAX)
         return error_set(err, ERR_QEMU_QMP_COMMAND_FAILED, "%s has %d commands to answer already: %s was not sent",
                          q->who, QMP_PENDING_MAX, command);

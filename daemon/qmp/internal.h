@@ -1,4 +1,4 @@
-/* internal.h - what the QMP client's two halves share: qmp.c (connection) and command.c (commands and their answers). */
+/* internal.h - what the QMP client's two halves share: qmp.c (connection) and command.c (commands, answers). */
 #ifndef QMP_INTERNAL_H
 #define QMP_INTERNAL_H
 
@@ -46,8 +46,8 @@ struct qmp {
     int64_t connect_deadline_ms; /* before READY */
     int64_t retry_at_ms;         /* while WAITING */
     int64_t backoff_ms;
-    int last_errnum;      /* why the last attempt ended */
-    unsigned connection;  /* counts connections, so that a callback can tell that its own has ended */
+    int last_errnum;     /* why the last attempt ended */
+    unsigned connection; /* counts connections, so that a callback can tell that its own has ended */
 
     struct qmp_command *pending; /* oldest first */
     unsigned n_pending;

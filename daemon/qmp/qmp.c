@@ -1,13 +1,13 @@
 /* qmp.c - the connection half of the QMP client.  See qmp.h; the states are drawn in internal.h.
  *
- * Happy path: connect, QEMU greets with its version, we negotiate no capabilities (qmp_capabilities), `ready`; from then
- * on a line is an event or an answer to a command.
+ * Happy path: connect, QEMU greets with its version, we negotiate no capabilities (qmp_capabilities), `ready`; from
+ * then on a line is an event or an answer to a command.
  *
  * Failure modes.  QEMU is not listening yet, or hangs up before its greeting: tried again until the connect deadline.
  * QEMU serves one monitor client at a time; a second one is accepted by the kernel and never greeted: the deadline ends
- * that too.  A line that is no JSON, or is over QMP_LINE_MAX: the two sides have lost step, so the connection is dropped.
- * JSON of a shape we do not know, answers to nobody: counted and passed over.  Whatever ends the connection fails every
- * pending command and then says `lost`, once; the owner decides whether to reconnect. */
+ * that too.  A line that is no JSON, or is over QMP_LINE_MAX: the two sides have lost step, so the connection is
+ * dropped. JSON of a shape we do not know, answers to nobody: counted and passed over.  Whatever ends the connection
+ * fails every pending command and then says `lost`, once; the owner decides whether to reconnect. */
 #include "qmp/internal.h"
 
 #include <errno.h>
@@ -70,7 +70,7 @@ static void hang_up(struct qmp *q)
     lines_done(&q->lines);
 }
 
-/* --- what QEMU says ------------------------------------------------------------------------------------------------- */
+/* ---- what QEMU says ---- */
 
 static void handle_greeting(struct qmp *q, const json_t *line)
 {
@@ -175,7 +175,7 @@ static bool on_line(void *arg, enum lines_what what, const char *line, size_t le
     return !q->freed && connection == q->connection;
 }
 
-/* --- the connection -------------------------------------------------------------------------------------------------- */
+/* ---- the connection ---- */
 
 static void on_connected(void *arg)
 {
@@ -287,7 +287,7 @@ static void on_timer(void *arg)
     qmp_unpin(q);
 }
 
-/* --- the owner's side ------------------------------------------------------------------------------------------------ */
+/* ---- the owner's side ---- */
 
 static int begin(struct qmp *q, struct error *err)
 {

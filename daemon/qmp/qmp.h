@@ -1,6 +1,6 @@
 /* qmp.h - an asynchronous client of one QEMU's monitor (QMP) on a Unix socket.  Loop thread only; nothing blocks.
  *
- * Exactly one of {ready, lost} answers qmp_new and each qmp_reconnect; after ready, `lost` comes at most once.  Commands
+ * Exactly one of {ready, lost} answers qmp_new and each qmp_reconnect; after ready, `lost` comes at most once. Commands
  * are answered in any order, each exactly once.  qmp_free may be called from every callback and silences all: neither
  * replies nor `lost` come afterwards.  Events are delivered while the client is ready; those in between are QEMU's to
  * lose, so the owner asks for the state again in `ready`. */
@@ -17,10 +17,10 @@
 #include "loop/loop.h"
 
 enum {
-    QMP_LINE_MAX = 1 << 20,      /* a longer line loses the connection */
-    QMP_BACKLOG_MAX = 1 << 20,   /* bytes waiting to be written; more are refused */
-    QMP_PENDING_MAX = 64,        /* commands waiting for their answers; more are refused */
-    QMP_CONNECT_MS = 10000,      /* default of qmp_set_connect_deadline */
+    QMP_LINE_MAX = 1 << 20,    /* a longer line loses the connection */
+    QMP_BACKLOG_MAX = 1 << 20, /* bytes waiting to be written; more are refused */
+    QMP_PENDING_MAX = 64,      /* commands waiting for their answers; more are refused */
+    QMP_CONNECT_MS = 10000,    /* default of qmp_set_connect_deadline */
 };
 
 struct qmp;

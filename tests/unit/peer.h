@@ -27,6 +27,7 @@ struct peer_step {
 };
 
 /* A script reads like the conversation it plays. */
+/* clang-format off */
 #define SCRIPT(...) (const struct peer_step[]){__VA_ARGS__, {.action = PEER_END}}
 #define ACCEPT {.action = PEER_ACCEPT}
 #define EXPECT(what) {.action = PEER_EXPECT, .text = (what)}
@@ -37,6 +38,7 @@ struct peer_step {
 #define GONE {.action = PEER_GONE}
 #define CLOSE {.action = PEER_CLOSE}
 #define PAUSE(ms) {.action = PEER_PAUSE, .n = (ms)}
+/* clang-format on */
 
 struct peer;
 

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -16,11 +17,15 @@
 #include "peer.h"
 #include "qmp/qmp.h"
 
-#define GREETING                                                                                                       \
-    "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 22, \"minor\": 2, \"major\": 7}, \"package\": \"Debian\"}, "       \
+#define GREETING                                                                                                 \
+    "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 22, \"minor\": 2, \"major\": 7}, \"package\": \"Debian\"}, " \
     "\"capabilities\": [\"oob\"]}}\r\n"
 #define OK "{\"return\": {}, \"id\": $ID}\r\n"
 #define HELLO ACCEPT, SEND(GREETING), EXPECT("\"qmp_capabilities\""), SEND(OK)
+
+#define LOST_BEFORE(command)                                                                      \
+    "QEMU_QMP_COMMAND_FAILED: the monitor of QEMU of VM web was lost before it answered " command \
+    " < QEMU of VM web closed its monitor|"
 
 enum { PATIENCE_MS = 20000 };
 
@@ -237,7 +242,7 @@ static void events_come_between_replies(void **state)
     f->execute_when_ready = "stop";
     start(f, SCRIPT(HELLO, EXPECT("stop"),
                     SEND("{\"timestamp\": {\"seconds\": 1700000000, \"microseconds\": 123456}, \"event\": "
-                                "\"STOP\"}\r\n" OK "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true}}\r\n")));
+                         "\"STOP\"}\r\n" OK "{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true}}\r\n")));
     UNTIL(is_over);
     run_for(f->loop, 30);
     assert_string_equal(f->trace, "ready 7.2.22|event STOP|ok {}|event SHUTDOWN with data|");
@@ -249,9 +254,9 @@ static void bytes_may_drip(void **state)
     struct fixture *f = *state;
 
     f->execute_when_ready = "stop";
-    start(f, SCRIPT(ACCEPT, DRIP(GREETING), EXPECT("\"qmp_capabilities\""), DRIP(OK),
-                    EXPECT("stop"), DRIP("{\"event\":\"A\",\"timestamp\":{\"seconds\":1700000000,"
-                                                       "\"microseconds\":5000}}\r\n" OK)));
+    start(f, SCRIPT(ACCEPT, DRIP(GREETING), EXPECT("\"qmp_capabilities\""), DRIP(OK), EXPECT("stop"),
+                    DRIP("{\"event\":\"A\",\"timestamp\":{\"seconds\":1700000000,"
+                         "\"microseconds\":5000}}\r\n" OK)));
     UNTIL(has_replies);
     assert_string_equal(f->trace, "ready 7.2.22|event A|ok {}|");
     assert_true(f->event_ms == 1700000000005);
@@ -262,10 +267,9 @@ static void shapes_we_do_not_know_are_counted(void **state)
     struct fixture *f = *state;
 
     f->execute_when_ready = "stop";
-    start(f, SCRIPT(ACCEPT, SEND("{}\n\r\n"), SEND(GREETING),
-                    EXPECT("\"qmp_capabilities\""), SEND(OK), EXPECT("stop"),
+    start(f, SCRIPT(ACCEPT, SEND("{}\n\r\n"), SEND(GREETING), EXPECT("\"qmp_capabilities\""), SEND(OK), EXPECT("stop"),
                     SEND("[]\n{}\n{\"return\":{},\"id\":\"1\"}\n{\"return\":{},\"id\":999999}\n"
-                                "{\"return\":{},\"id\":-1}\n{\"event\":7}\n" GREETING "{\"return\":{}}\n" OK OK)));
+                         "{\"return\":{},\"id\":-1}\n{\"event\":7}\n" GREETING "{\"return\":{}}\n" OK OK)));
     UNTIL(has_replies);
     run_for(f->loop, 30);
     assert_string_equal(f->trace, "ready 7.2.22|ok {}|"); /* and the duplicate answer is nobody's */
@@ -343,7 +347,8 @@ static void a_peer_that_never_greets_meets_the_deadline(void **state)
     start(f, SCRIPT(ACCEPT, GONE));
     qmp_set_connect_deadline(f->q, 120);
     UNTIL(is_lost);
-    assert_string_equal(f->trace, "lost: QEMU of VM web accepted a monitor connection and did not greet within 120 ms|");
+    assert_string_equal(f->trace,
+                        "lost: QEMU of VM web accepted a monitor connection and did not greet within 120 ms|");
     UNTIL(is_over);
     assert_int_equal(f->lost, 1);
 }
@@ -417,12 +422,8 @@ static void a_lost_connection_fails_all_pending_once(void **state)
     run_for(f->loop, 50);
     assert_int_equal(f->replies, 3);
     assert_int_equal(f->lost, 1);
-    assert_string_equal(
-        f->trace, "ready 7.2.22|"
-                  "QEMU_QMP_COMMAND_FAILED: the monitor of QEMU of VM web was lost before it answered one < QEMU of VM web closed its monitor|"
-                  "QEMU_QMP_COMMAND_FAILED: the monitor of QEMU of VM web was lost before it answered two < QEMU of VM web closed its monitor|"
-                  "QEMU_QMP_COMMAND_FAILED: the monitor of QEMU of VM web was lost before it answered three < QEMU of VM web closed its monitor|"
-                  "lost: QEMU of VM web closed its monitor|");
+    assert_string_equal(f->trace, "ready 7.2.22|" LOST_BEFORE("one") LOST_BEFORE("two")
+                                      LOST_BEFORE("three") "lost: QEMU of VM web closed its monitor|");
     assert_int_equal(execute(f, "four", NULL, 5000), -1);
 }
 
@@ -430,8 +431,8 @@ static void a_late_answer_is_ignored(void **state)
 {
     struct fixture *f = *state;
 
-    start(f, SCRIPT(HELLO, EXPECT("query-status"), PAUSE(200), SEND(OK),
-                    EXPECT("second"), SEND("{\"return\":2,\"id\":$ID}\n")));
+    start(f, SCRIPT(HELLO, EXPECT("query-status"), PAUSE(200), SEND(OK), EXPECT("second"),
+                    SEND("{\"return\":2,\"id\":$ID}\n")));
     UNTIL(is_settled);
     execute(f, "query-status", NULL, 60);
     UNTIL(has_replies);
@@ -491,8 +492,7 @@ static void free_in(struct fixture *f, enum free_when when)
 {
     f->free_when = when;
     f->execute_when_ready = "stop";
-    start(f, SCRIPT(HELLO, EXPECT("stop"), SEND("{\"event\":\"STOP\"}\n" OK OK "{\"event\":\"RESUME\"}\n"),
-                    CLOSE));
+    start(f, SCRIPT(HELLO, EXPECT("stop"), SEND("{\"event\":\"STOP\"}\n" OK OK "{\"event\":\"RESUME\"}\n"), CLOSE));
     for (int i = 0; i < 500 && f->q != NULL; i++)
         run_for(f->loop, 10);
     assert_null(f->q);
@@ -573,8 +573,7 @@ static void every_allocation_may_fail(void **state)
         f->ready = f->lost = f->replies = 0;
         f->trace[0] = '\0';
         f->peer = peer_new(f->loop, f->path,
-                           SCRIPT(HELLO, EXPECT("stop"),
-                                  SEND("{\"event\":\"STOP\",\"data\":{\"a\":[1,\"b\"]}}\n" OK)));
+                           SCRIPT(HELLO, EXPECT("stop"), SEND("{\"event\":\"STOP\",\"data\":{\"a\":[1,\"b\"]}}\n" OK)));
         mem_fail_nth(nth);
         f->q = qmp_new(f->loop, f->path, &events, f, NULL);
         int rc = -1;
@@ -609,8 +608,9 @@ static void a_real_qemu(void **state)
     pid_t pid = fork();
     assert_true(pid >= 0);
     if (pid == 0) {
-        execlp("qemu-system-x86_64", "qemu-system-x86_64", "-M", "none", "-nodefaults", "-display", "none", "-S", "-qmp",
-               arg, (char *)NULL);
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that fails leaves no QEMU */
+        execlp("qemu-system-x86_64", "qemu-system-x86_64", "-M", "none", "-nodefaults", "-display", "none", "-S",
+               "-qmp", arg, (char *)NULL);
         _exit(127);
     }
     f->execute_when_ready = "query-status";
