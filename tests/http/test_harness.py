@@ -90,3 +90,15 @@ def test_published_schemas_are_open_for_answers_and_closed_for_requests():
             assert schema.get("additionalProperties") is False, name
         else:
             assert schema.get("additionalProperties") is not False, name
+
+
+def test_codes_inside_an_answer_are_counted_and_the_catalogue_is_not(monkeypatch):
+    seen = []
+    monkeypatch.setattr("lib.conform.COVERAGE.seen", lambda route, status, code=None: seen.append(code))
+    row = contract().errors["vm_manager::io"]
+    check("GET", "/v1/errors", 200, {"items": [{"code": "vm_manager::io", "status": 500, "title": row["title"],
+                                                "help": row["help"], "retryable": row["retryable"]}]})
+    assert "vm_manager::io" not in seen
+    with pytest.raises(AssertionError):
+        check("GET", "/v1/vms/x", 200, {"failure": {"code": "vm_manager::io"}}, ETag='"1"')
+    assert "vm_manager::io" in seen
