@@ -20,7 +20,7 @@ MANDIR    = $(PREFIX)/share/man
 UNITDIR  ?= $(PREFIX)/lib/systemd/system
 
 PACKAGES := libmicrohttpd jansson sqlite3 libuv libcurl libarchive libseccomp nettle
-WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wconversion -Wimplicit-fallthrough=5 -Wvla -Werror
+WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wconversion -Wimplicit-fallthrough=5 -Wvla -Wno-missing-field-initializers -Werror
 OPTIMISE ?= -O2 -g
 SANITIZE ?=
 HARDEN   ?= -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fPIE

@@ -65,6 +65,9 @@ struct backend {
      * below /spec), ERR_HOST_INSUFFICIENT_MEMORY.  Called at create and PATCH. */
     int (*check)(struct backend *be, const struct vm_spec *spec, struct error *err);
 
+    /* Whether nothing on this host listens on the port now; NULL: always.  A system call or two, at once. */
+    bool (*port_free)(struct backend *be, bool udp, const char *host_ip, uint16_t port);
+
     /* Memory only.  The vm outlives the backend_vm.  NULL with err set when memory is short. */
     struct backend_vm *(*attach)(struct backend *be, struct vm *vm, const struct backend_events *events, void *arg,
                                  struct error *err);

@@ -19,14 +19,19 @@
 
 enum { ARGS_MAX = 160, VALUE_MAX = 1 << 20 };
 
-/* Where things sit on the PCI bus of q35.  They never change: a frozen VM finds its devices where they were. */
-#define SLOT_VGA "0x1"
-#define SLOT_NET "0x2"
-#define SLOT_DISK "0x3"
-#define SLOT_SCSI "0x4"
-#define SLOT_SERIAL "0x5"
-#define SLOT_RNG "0x6"
-#define SLOT_PANIC "0x7"
+/* Where things sit: the slot on q35's PCI bus, the bus on microvm.  They never change: a frozen VM finds its devices where
+ * they were.  microvm's guests number devices from the highest of its 24 buses down; bus 0 gets no interrupts. */
+struct place {
+    const char *slot;
+    const char *bus;
+};
+static const struct place place_vga = {"0x1", NULL};
+static const struct place place_net = {"0x2", "virtio-mmio-bus.22"};
+static const struct place place_disk = {"0x3", "virtio-mmio-bus.23"};
+static const struct place place_scsi = {"0x4", "virtio-mmio-bus.21"};
+static const struct place place_serial = {"0x5", "virtio-mmio-bus.20"};
+static const struct place place_rng = {"0x6", "virtio-mmio-bus.19"};
+static const struct place place_panic = {"0x7", NULL};
 
 struct args {
     char **items;
@@ -102,17 +107,18 @@ static void buf_escaped(struct buf *b, const char *s)
     }
 }
 
-/* A virtio device in the form its machine takes, with its address on q35. */
-static json_t *virtio_device(const struct qemu_plan *p, const char *kind, const char *id, const char *slot)
+/* A virtio device in the form its machine takes, at its place. */
+static json_t *virtio_device(const struct qemu_plan *p, const char *kind, const char *id,
+                             const struct place *place)
 {
     CLEANUP_FREE char *driver =
         mem_printf("virtio-%s-%s", kind, p->machine == VM_MACHINE_MICROVM ? "device" : "pci");
     json_t *dev = driver ? json_pack("{s:s, s:s}", "driver", driver, "id", id) : NULL;
 
-    if (dev && p->machine == VM_MACHINE_Q35) {
-        json_object_set_new(dev, "bus", json_string("pcie.0"));
-        json_object_set_new(dev, "addr", json_string(slot));
-    }
+    if (dev)
+        json_object_set_new(dev, "bus", json_string(p->machine == VM_MACHINE_Q35 ? "pcie.0" : place->bus));
+    if (dev && p->machine == VM_MACHINE_Q35)
+        json_object_set_new(dev, "addr", json_string(place->slot));
     return dev;
 }
 
@@ -145,7 +151,7 @@ static void add_machine(struct args *a, const struct qemu_plan *p)
 
     add_json(a, "-object", json_pack("{s:s, s:s, s:I}", "qom-type", "memory-backend-ram", "id", "mem", "size", bytes));
     add_fmt(a, "-machine", "%s,memory-backend=mem,dump-guest-core=off%s%s", p->machine_type,
-            p->machine == VM_MACHINE_Q35 ? ",vmport=off" : "",
+            p->machine == VM_MACHINE_Q35 ? ",usb=off,vmport=off" : ",auto-kernel-cmdline=off",
             p->firmware_code ? ",pflash0=firmware-code,pflash1=firmware-vars" : "");
     add_option(a, "-accel", p->accel);
     add_option(a, "-cpu", p->cpu_model);
@@ -215,7 +221,7 @@ static void add_disk(struct args *a, const struct qemu_plan *p)
     add_file_node(a, "disk0-file", p->overlay, false);
     add_json(a, "-blockdev", json_pack("{s:s, s:s, s:s, s:s, s:s}", "driver", "qcow2", "node-name", "disk0", "file",
                                        "disk0-file", "backing", "disk0-base", "discard", "unmap"));
-    dev = virtio_device(p, "blk", "disk0-dev", SLOT_DISK);
+    dev = virtio_device(p, "blk", "disk0-dev", &place_disk);
     if (dev) {
         json_object_set_new(dev, "drive", json_string("disk0"));
         json_object_set_new(dev, "werror", json_string("stop"));
@@ -234,7 +240,7 @@ static void add_seed(struct args *a, const struct qemu_plan *p)
     add_file_node(a, "seed0-file", p->seed, true);
     add_json(a, "-blockdev", json_pack("{s:s, s:s, s:s, s:b}", "driver", "raw", "node-name", "seed0", "file",
                                        "seed0-file", "read-only", 1));
-    add_json(a, "-device", virtio_device(p, "scsi", "scsi0", SLOT_SCSI));
+    add_json(a, "-device", virtio_device(p, "scsi", "scsi0", &place_scsi));
     add_json(a, "-device", json_pack("{s:s, s:s, s:s, s:s}", "driver", "scsi-cd", "id", "seed0-dev", "bus", "scsi0.0",
                                      "drive", "seed0"));
 }
@@ -266,7 +272,7 @@ static void add_network(struct args *a, const struct qemu_plan *p)
         add_fmt(a, "-netdev", "tap,id=net0,fd=%d", p->tap_fd);
     else
         return;
-    dev = virtio_device(p, "net", "net0-dev", SLOT_NET);
+    dev = virtio_device(p, "net", "net0-dev", &place_net);
     if (dev) {
         json_object_set_new(dev, "netdev", json_string("net0"));
         json_object_set_new(dev, "mac", json_string(p->mac));
@@ -292,7 +298,7 @@ static void add_channels(struct args *a, const struct qemu_plan *p)
     add_option(a, "-mon", "chardev=monitor0,mode=control");
     add_socket(a, "console0", p->console_socket);
     add_option(a, "-serial", "chardev:console0");
-    add_json(a, "-device", virtio_device(p, "serial", "serial0", SLOT_SERIAL));
+    add_json(a, "-device", virtio_device(p, "serial", "serial0", &place_serial));
     add_socket(a, "agent0", p->agent_socket);
     add_json(a, "-device", json_pack("{s:s, s:s, s:s, s:s, s:s, s:i}", "driver", "virtserialport", "id",
                                      QEMU_AGENT_PORT_ID, "bus", "serial0.0", "chardev", "agent0", "name",
@@ -305,13 +311,13 @@ static void add_rest(struct args *a, const struct qemu_plan *p)
 
     add_json(a, "-object",
              json_pack("{s:s, s:s, s:s}", "qom-type", "rng-random", "id", "rng0", "filename", "/dev/urandom"));
-    rng = virtio_device(p, "rng", "rng0-dev", SLOT_RNG);
+    rng = virtio_device(p, "rng", "rng0-dev", &place_rng);
     if (rng)
         json_object_set_new(rng, "rng", json_string("rng0"));
     add_json(a, "-device", rng);
     if (p->machine == VM_MACHINE_Q35) {
         add_json(a, "-device", json_pack("{s:s, s:s, s:s, s:s}", "driver", "pvpanic-pci", "id", "pvpanic0", "bus",
-                                         "pcie.0", "addr", SLOT_PANIC));
+                                         "pcie.0", "addr", place_panic.slot));
         add_json(a, "-device", json_pack("{s:s, s:s, s:s}", "driver", "vmgenid", "id", "vmgenid0", "guid", p->id));
         add_option(a, "-boot", "menu=off,strict=on");
     } else {
@@ -327,7 +333,7 @@ static void add_display(struct args *a, const struct qemu_plan *p)
     if (!p->vga)
         return;
     add_json(a, "-device",
-             json_pack("{s:s, s:s, s:s, s:s}", "driver", "VGA", "id", "vga0", "bus", "pcie.0", "addr", SLOT_VGA));
+             json_pack("{s:s, s:s, s:s, s:s}", "driver", "VGA", "id", "vga0", "bus", "pcie.0", "addr", place_vga.slot));
     buf_str(&vnc, "unix:");
     buf_escaped(&vnc, p->vnc_socket);
     add_buf(a, "-vnc", &vnc);

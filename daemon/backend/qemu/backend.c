@@ -1,0 +1,316 @@
+/* backend.c - the vtable: construction, check, attach and detach, and what needs no VM.  The verbs are in the files that
+ * internal.h names. */
+#include <stdio.h>
+#include <string.h>
+
+#include "backend/qemu/internal.h"
+#include "base/fd.h"
+#include "base/mem.h"
+#include "net/port.h"
+#include "net/tap.h"
+
+static struct qemu_backend *self(struct backend *be)
+{
+    return CONTAINER_OF(be, struct qemu_backend, ops);
+}
+
+struct image_rules qemu_image_rules(struct qemu_backend *be)
+{
+    return (struct image_rules){
+        .helper = be->host.inspect,
+        .image_dirs = (const char *const *)be->image_dirs,
+        .max_bytes = be->max_image_bytes,
+    };
+}
+
+const char *qemu_accel(const struct qemu_backend *be, const struct vm_spec *spec)
+{
+    if (spec->accel == VM_ACCEL_KVM || (spec->accel == VM_ACCEL_AUTO && be->host.kvm))
+        return "kvm";
+    return "tcg";
+}
+
+static int bad_field(struct error *err, const char *pointer, const char *expected, const char *message)
+{
+    error_set(err, ERR_API_INVALID_FIELD, "%s", message);
+    error_ctx_str(err, "pointer", pointer);
+    error_ctx_str(err, "expected", expected);
+    return -1;
+}
+
+static int check_machine(const struct qemu_host *host, const struct vm_spec *spec, struct error *err)
+{
+    if (spec->machine == VM_MACHINE_MICROVM) {
+        if (!host->has_microvm)
+            return error_set(err, ERR_BACKEND_NOT_AVAILABLE, "this QEMU has no machine microvm");
+        if (!spec->has_boot)
+            return bad_field(err, "/spec/boot", "{\"kernel\"}", "machine microvm needs boot with a kernel");
+        if (spec->uefi)
+            return bad_field(err, "/spec/uefi", "false with machine microvm", "machine microvm has no UEFI");
+        if (spec->display == VM_DISPLAY_VGA)
+            return bad_field(err, "/spec/display", "none with machine microvm", "machine microvm has no display");
+    } else if (!host->machine_q35[0]) {
+        return error_set(err, ERR_BACKEND_NOT_AVAILABLE, "this QEMU has no machine q35");
+    }
+    if (spec->accel == VM_ACCEL_KVM && !host->kvm)
+        return error_set(err, ERR_BACKEND_NOT_AVAILABLE, "KVM is not available here: %s", host->kvm_reason);
+    if (spec->uefi && !host->uefi) {
+        error_set(err, ERR_BACKEND_NOT_AVAILABLE, "no matching pair of UEFI code and variables is installed");
+        error_help(err, "install OVMF (Debian: `apt install ovmf`) or start the VM by BIOS");
+        return -1;
+    }
+    if (spec->vsock)
+        return error_set(err, ERR_BACKEND_NOT_AVAILABLE, "vsock is not supported yet");
+    return 0;
+}
+
+static int check_source(const struct qemu_host *host, const struct vm_spec *spec, struct error *err)
+{
+    if (!spec->image && !spec->has_boot)
+        return bad_field(err, "/spec/image", "an absolute path, or boot with a kernel", "the VM has nothing to boot");
+    if (spec->image && spec->image[0] != '/')
+        return bad_field(err, "/spec/image", "an absolute path", "the image is not an absolute path");
+    if (spec->has_boot && (!spec->boot.kernel || spec->boot.kernel[0] != '/'))
+        return bad_field(err, "/spec/boot/kernel", "an absolute path", "the kernel is not an absolute path");
+    if (spec->has_boot && spec->boot.initrd && spec->boot.initrd[0] != '/')
+        return bad_field(err, "/spec/boot/initrd", "an absolute path", "the initrd is not an absolute path");
+    if (spec->image && !host->qemu_img[0])
+        return error_set(err, ERR_BACKEND_NOT_AVAILABLE, "qemu-img is not installed (Debian: qemu-utils)");
+    if (spec->image && !host->inspect[0])
+        return error_set(err, ERR_BACKEND_NOT_AVAILABLE, "vmmd-inspect is not installed beside vmmd");
+    if (!spec->image && spec->disk_gb)
+        return bad_field(err, "/spec/disk_gb", "null without an image", "a VM without an image has no disk");
+    return 0;
+}
+
+static int check_network(const struct vm_spec *spec, struct error *err)
+{
+    char pointer[64];
+
+    if (spec->network.type == VM_NETWORK_VNIC)
+        return error_set(err, ERR_BACKEND_NOT_AVAILABLE, "network type vnic is propolis' own");
+    if (spec->network.type == VM_NETWORK_TAP && !spec->network.bridge)
+        return bad_field(err, "/spec/network/bridge", "the name of a bridge", "network type tap needs a bridge");
+    if (spec->network.type == VM_NETWORK_TAP && !bridge_exists(spec->network.bridge)) {
+        error_set(err, ERR_NETWORK_BRIDGE_NOT_FOUND, "there is no bridge %s", spec->network.bridge);
+        error_ctx_str(err, "bridge", spec->network.bridge);
+        return -1;
+    }
+    for (size_t i = 0; i < spec->network.n_forwards; i++) {
+        if (!strchr(spec->network.forwards[i].host_ip, ':'))
+            continue;
+        snprintf(pointer, sizeof(pointer), "/spec/network/forwards/%zu/host_ip", i);
+        return bad_field(err, pointer, "an IPv4 address", "QEMU forwards IPv4 ports only");
+    }
+    return 0;
+}
+
+static int qemu_check(struct backend *be, const struct vm_spec *spec, struct error *err)
+{
+    const struct qemu_host *host = &self(be)->host;
+
+    if (!host->available)
+        return error_set(err, ERR_BACKEND_NOT_AVAILABLE, "the backend qemu is not available: %s",
+                         host->reason[0] ? host->reason : "it has not been probed");
+    if (check_machine(host, spec, err) < 0 || check_source(host, spec, err) < 0 || check_network(spec, err) < 0)
+        return -1;
+    if (host->memory_mb && spec->memory_mb > host->memory_mb) {
+        error_set(err, ERR_HOST_INSUFFICIENT_MEMORY, "the VM wants %u MiB of memory, the host has %llu",
+                  spec->memory_mb, (unsigned long long)host->memory_mb);
+        error_ctx_str(err, "pointer", "/spec/memory_mb");
+        return -1;
+    }
+    return 0;
+}
+
+static bool qemu_port_free(struct backend *be, bool udp, const char *host_ip, uint16_t port)
+{
+    (void)be;
+    return port_is_free(udp, host_ip, port);
+}
+
+static struct backend_vm *qemu_attach(struct backend *be, struct vm *vm, const struct backend_events *events, void *arg,
+                                      struct error *err)
+{
+    struct backend_vm *bvm = mem_zalloc(sizeof(*bvm));
+    int n = 0;
+
+    if (!bvm) {
+        error_set(err, ERR_DAEMON_INTERNAL, "no memory for VM %s", vm->name);
+        return NULL;
+    }
+    bvm->be = self(be);
+    bvm->vm = vm;
+    bvm->events = events;
+    bvm->arg = arg;
+    bvm->tap_fd = -1;
+    uuid_text(&vm->id, bvm->id);
+    n |= path_join(bvm->work_dir, PATH_MAX - 32, bvm->be->data_dir, "vms/", err);
+    if (n == 0 && strlen(bvm->work_dir) + strlen(bvm->id) + 32 < PATH_MAX)
+        strcat(bvm->work_dir, bvm->id);
+    else
+        n = -1;
+    /* The last twelve digits of the id are random; a socket's path has little room. */
+    if (n < 0 || snprintf(bvm->run_dir, sizeof(bvm->run_dir), "%s/vms/%s", bvm->be->runtime_dir, bvm->id + 24) >=
+                     (int)sizeof(bvm->run_dir)) {
+        error_set(err, ERR_IO, "the path of VM %s's directories is too long", vm->name);
+        mem_free(bvm);
+        return NULL;
+    }
+    path_join(bvm->overlay, PATH_MAX, bvm->work_dir, "overlay.qcow2", err);
+    path_join(bvm->seed, PATH_MAX, bvm->work_dir, "seed.iso", err);
+    path_join(bvm->vars, PATH_MAX, bvm->work_dir, "vars.fd", err);
+    path_join(bvm->vmm_log, PATH_MAX, bvm->work_dir, "vmm.log", err);
+    path_join(bvm->console_log, PATH_MAX, bvm->work_dir, "console.log", err);
+    return bvm;
+}
+
+static void qemu_detach(struct backend_vm *bvm)
+{
+    if (bvm->gone)
+        *bvm->gone = true;
+    jobs_forget(bvm);
+    image_inspection_free(bvm->inspection);
+    tool_free(bvm->tool);
+    process_detach(bvm);
+    error_done(&bvm->failure);
+    mem_free(bvm);
+}
+
+static void qemu_cancel(struct backend_vm *bvm)
+{
+    if (bvm->call && bvm->hurry)
+        bvm->hurry(bvm);
+}
+
+static bool qemu_pressed_agent(struct backend_vm *bvm)
+{
+    return bvm->pressed_agent;
+}
+
+static int qemu_log_path(struct backend *be, const struct vm *vm, enum backend_log which, char *out)
+{
+    char id[UUID_TEXT_MAX];
+    const char *name = which == BACKEND_LOG_CONSOLE ? "console.log" : "vmm.log";
+
+    uuid_text(&vm->id, id);
+    return snprintf(out, PATH_MAX, "%s/vms/%s/%s", self(be)->data_dir, id, name) < PATH_MAX ? 0 : -1;
+}
+
+static struct console *qemu_console(struct backend_vm *bvm)
+{
+    return bvm->ending ? NULL : bvm->console;
+}
+
+static json_t *qemu_describe(struct backend *be)
+{
+    return qemu_host_json(&self(be)->host);
+}
+
+static void qemu_free(struct backend *ops)
+{
+    struct qemu_backend *be = self(ops);
+
+    qemu_probe_free(be->probe);
+    qemu_host_done(&be->host);
+    for (char **dir = be->image_dirs; dir && *dir; dir++)
+        mem_free(*dir);
+    mem_free(be->image_dirs);
+    mem_free(be->data_dir);
+    mem_free(be->runtime_dir);
+    mem_free(be->helper_dir);
+    mem_free(be->binary);
+    mem_free(be);
+}
+
+static const struct backend vtable = {
+    .name = "qemu",
+    .check = qemu_check,
+    .port_free = qemu_port_free,
+    .attach = qemu_attach,
+    .detach = qemu_detach,
+    .cancel = qemu_cancel,
+    .create = qemu_create,
+    .remove = qemu_remove,
+    .prepare = qemu_prepare,
+    .sweep = qemu_sweep,
+    .spawn = qemu_spawn,
+    .greet = qemu_greet,
+    .verify = qemu_verify,
+    .kill = qemu_kill,
+    .press = qemu_press,
+    .terminate = qemu_terminate,
+    .reset = qemu_reset,
+    .suspend = qemu_suspend,
+    .resume = qemu_resume,
+    .adopt = qemu_adopt,
+    .pressed_agent = qemu_pressed_agent,
+    .log_path = qemu_log_path,
+    .console = qemu_console,
+    .describe = qemu_describe,
+    .free = qemu_free,
+};
+
+static char **copy_list(const char *const *list)
+{
+    size_t n = 0;
+    char **copy;
+
+    while (list && list[n])
+        n++;
+    copy = mem_zalloc((n + 1) * sizeof(char *));
+    for (size_t i = 0; copy && i < n; i++) {
+        copy[i] = mem_strdup(list[i]);
+        if (!copy[i])
+            return NULL; /* the daemon ends then: nothing is taken back */
+    }
+    return copy;
+}
+
+struct backend *qemu_backend_new(struct loop *loop, const struct qemu_config *config, struct error *err)
+{
+    struct qemu_backend *be = mem_zalloc(sizeof(*be));
+
+    if (be) {
+        be->ops = vtable;
+        be->loop = loop;
+        be->data_dir = mem_strdup(config->data_dir);
+        be->runtime_dir = mem_strdup(config->runtime_dir);
+        be->helper_dir = mem_strdup(config->helper_dir);
+        be->binary = mem_strdup(config->qemu_binary ? config->qemu_binary : "qemu-system-x86_64");
+        be->image_dirs = copy_list(config->image_dirs);
+        be->console_log_max = config->console_log_max ? config->console_log_max : 1 << 20;
+        be->vmm_log_max = config->vmm_log_max ? config->vmm_log_max : 256 << 10;
+        be->max_image_bytes = (uint64_t)(config->max_image_gb ? config->max_image_gb : 16384) << 30;
+        be->host.machines = json_array();
+    }
+    if (!be || !be->data_dir || !be->runtime_dir || !be->helper_dir || !be->binary || !be->image_dirs ||
+        !be->host.machines) {
+        error_set(err, ERR_DAEMON_INTERNAL, "no memory for the backend qemu");
+        if (be)
+            qemu_free(&be->ops);
+        return NULL;
+    }
+    return &be->ops;
+}
+
+static void probed(void *arg)
+{
+    struct qemu_backend *be = arg;
+
+    qemu_probe_free(be->probe);
+    be->probe = NULL;
+    be->probed(be->probed_arg);
+}
+
+int qemu_backend_probe(struct backend *ops, void (*done)(void *arg), void *arg, struct error *err)
+{
+    struct qemu_backend *be = self(ops);
+
+    be->probed = done;
+    be->probed_arg = arg;
+    qemu_probe_free(be->probe);
+    qemu_host_done(&be->host);
+    be->probe = qemu_probe_new(be->loop, be->binary, be->data_dir, be->helper_dir, &be->host, probed, be, err);
+    return be->probe ? 0 : -1;
+}

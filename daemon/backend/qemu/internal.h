@@ -1,0 +1,230 @@
+/* internal.h - the parts of the QEMU backend among themselves.
+ *
+ *   backend.c   the vtable, check, attach, detach       files.c    create, remove
+ *   start.c     prepare, sweep, spawn                   verbs.c    greet, verify, press, reset, suspend, resume
+ *   monitor.c   the monitor, its events, muteness       process.c  the process and its end, kill, terminate
+ *   adopt.c     after a restart                         console.c  the serial console
+ *   plan.c      from a VM to the plan of argv.h         job.c      work on the pool for a VM; the call under way */
+#ifndef BACKEND_QEMU_INTERNAL_H
+#define BACKEND_QEMU_INTERNAL_H
+
+#include <limits.h>
+#include <stdbool.h>
+
+#include "backend/backend.h"
+#include "backend/console.h"
+#include "backend/qemu/argv.h"
+#include "backend/qemu/probe.h"
+#include "backend/qemu/qemu.h"
+#include "guest/agent.h"
+#include "image/image.h"
+#include "loop/child.h"
+#include "loop/timer.h"
+#include "qmp/qmp.h"
+
+enum {
+    QEMU_COMMAND_MS = 5000,      /* a monitor command's deadline */
+    QEMU_GREET_MS = 10000,       /* from the spawn to the monitor's greeting */
+    QEMU_SOCKET_MAX = 108,       /* of sockaddr_un.sun_path, with its NUL */
+    QEMU_STDERR_TAIL = 2000,
+};
+
+struct qemu_backend {
+    struct backend ops; /* first */
+    struct loop *loop;
+    char *data_dir;
+    char *runtime_dir;
+    char *helper_dir;
+    char *binary;
+    char **image_dirs; /* NULL-terminated */
+    size_t console_log_max;
+    size_t vmm_log_max;
+    uint64_t max_image_bytes;
+    struct qemu_host host;
+    struct qemu_probe *probe;
+    void (*probed)(void *arg);
+    void *probed_arg;
+};
+
+/* What the guest did to end its run; QEMU waits, paused, to be asked and ended. */
+enum guest_end { GUEST_RUNS, GUEST_OFF, GUEST_PANICKED };
+
+struct backend_vm {
+    struct qemu_backend *be;
+    struct vm *vm;
+    const struct backend_events *events;
+    void *arg;
+    char id[UUID_TEXT_MAX];
+    char work_dir[PATH_MAX];
+    char run_dir[PATH_MAX];
+    char overlay[PATH_MAX];
+    char seed[PATH_MAX];
+    char vars[PATH_MAX];
+    char vmm_log[PATH_MAX];
+    char console_log[PATH_MAX]; /* prefix of the bounded log */
+
+    /* The call under way (job.c). */
+    struct backend_call *call;
+    void (*hurry)(struct backend_vm *bvm);
+    unsigned seq;   /* of calls: answers for an earlier one are dropped */
+    bool cancelled; /* hurry was asked of the call */
+    struct error failure; /* what the call will fail with, while it cleans up */
+    struct job *jobs;
+    struct image_inspection *inspection;
+    struct tool *tool;
+    uint64_t base_size; /* of the base image, while create and prepare work */
+    bool *gone;         /* set when the VM is detached inside a callback */
+
+    /* The process (process.c). */
+    struct child *child;
+    struct proc_watch *watch;
+    bool alive;
+    bool ending;      /* the process is gone, its remains are being cleared */
+    bool started;     /* verified or adopted: its end is an event */
+    bool died;        /* it ended between two steps of the start */
+    bool kill_asked;  /* the call is a kill: the end completes it */
+    bool press_asked; /* the call is a press: the end is what it wanted */
+    bool term_asked;
+    bool cleared;     /* end: the files are removed */
+    bool drained;     /* end: the console is closed */
+    void (*ended)(struct backend_vm *bvm); /* end: neither event nor error, the call goes on here */
+    struct exit_status status;
+    enum guest_end guest_end;
+    int tap_fd;
+    int64_t log_start; /* where this run's words begin in vmm.log */
+    char stderr_tail[QEMU_STDERR_TAIL + 1];
+
+    /* Its channels. */
+    struct qmp *qmp;
+    struct ask *asks;
+    struct agent *agent;
+    struct console *console;
+    struct timer *timer; /* monitor.c: reconnect and heartbeat; the end of a guest that has ended */
+    bool mute;           /* told: unresponsive */
+    bool reconnecting;
+    int64_t reset_at; /* loop time of the last RESET; 0: none */
+    const char *wanted;  /* the state a cont or stop is to reach */
+    bool pressed_agent;
+    bool adopting;
+    struct backend_adoption *adoption;
+    struct proc_id found; /* adopt: what the search found */
+};
+
+/* ---- job.c ---- */
+
+/* Work on the pool for a VM.  Embedded first in what it works on; fn runs on the pool and touches nothing else. */
+struct job {
+    struct backend_vm *bvm; /* NULL: detached meanwhile */
+    struct job *next;
+    int (*fn)(struct job *job, struct error *err);
+    void (*done)(struct backend_vm *bvm, struct job *job, int rc, struct error *err); /* not called when detached */
+    void (*free)(struct job *job); /* NULL: mem_free */
+};
+
+/* Queues it and owns it from then on, also on failure. */
+int job_run(struct backend_vm *bvm, struct job *job, struct error *err);
+void jobs_forget(struct backend_vm *bvm);
+/* Removes a directory on the pool; a failure is logged. */
+struct job *job_remove_dir(const char *path, void (*done)(struct backend_vm *, struct job *, int, struct error *));
+
+/* Marks the call as under way; returns OP_WAIT. */
+int call_begin(struct backend_vm *bvm, struct backend_call *call, void (*hurry)(struct backend_vm *bvm));
+/* Completes the call, if there is one: err NULL or unset is success.  The VM may be detached afterwards. */
+void call_end(struct backend_vm *bvm, struct error *err);
+/* hurry of calls that only wait for the monitor: fails at once. */
+void call_hurry(struct backend_vm *bvm);
+int call_cancelled_error(struct backend_vm *bvm, struct error *err);
+/* Replaces an owned text; a lack of memory leaves NULL. */
+void set_text(char **slot, const char *value);
+
+/* ---- backend.c ---- */
+
+struct image_rules qemu_image_rules(struct qemu_backend *be);
+/* The accelerator this spec gets here. */
+const char *qemu_accel(const struct qemu_backend *be, const struct vm_spec *spec);
+
+/* ---- plan.c ---- */
+
+struct plan_paths {
+    char qmp[QEMU_SOCKET_MAX];
+    char console[QEMU_SOCKET_MAX];
+    char agent[QEMU_SOCKET_MAX];
+    char vnc[QEMU_SOCKET_MAX];
+    char pidfile[PATH_MAX];
+};
+
+/* ERR_IO when a socket's path does not fit a sockaddr. */
+int plan_paths(const struct backend_vm *bvm, struct plan_paths *ret, struct error *err);
+/* `plan` borrows from bvm, its VM, its host and paths. */
+void plan_make(struct backend_vm *bvm, const struct plan_paths *paths, struct qemu_plan *plan);
+/* Writes what the plan decided into vm->runtime. */
+void plan_record(struct backend_vm *bvm, const struct plan_paths *paths, const struct qemu_plan *plan);
+
+/* ---- the verbs, each as in backend.h ---- */
+
+int qemu_create(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+int qemu_remove(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+int qemu_prepare(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+int qemu_sweep(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+int qemu_spawn(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+int qemu_greet(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+int qemu_verify(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+int qemu_kill(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+int qemu_press(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+int qemu_terminate(struct backend_vm *bvm, struct error *err);
+int qemu_reset(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+int qemu_suspend(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+int qemu_resume(struct backend_vm *bvm, struct backend_call *call, struct error *err);
+int qemu_adopt(struct backend_vm *bvm, struct backend_adoption *ret, struct backend_call *call, struct error *err);
+
+/* ---- process.c ---- */
+
+void process_exited(void *arg, const struct exit_status *status);
+int process_signal(struct backend_vm *bvm, int signum);
+/* Clears what a process left that is proven dead, then calls bvm->ended. */
+void process_clear(struct backend_vm *bvm);
+/* The error of a QEMU that ended in the middle of something, with its last words. */
+int process_ended_error(struct backend_vm *bvm, struct error *err);
+/* How it ended, for an event or an adoption. */
+void process_describe_end(struct backend_vm *bvm, struct backend_exit *end);
+/* Lets go of the process and all channels, without events. */
+void process_detach(struct backend_vm *bvm);
+
+/* ---- monitor.c ---- */
+
+/* Connects to the monitor; ready(bvm, NULL) or ready(bvm, err) comes once for the first connection. */
+int monitor_open(struct backend_vm *bvm, const char *path, int64_t timeout_ms, struct error *err);
+void monitor_close(struct backend_vm *bvm);
+/* Asks for the call under way: an answer that comes after the call ended is dropped.  arguments are stolen. */
+int monitor_ask(struct backend_vm *bvm, const char *command, json_t *arguments,
+                void (*fn)(struct backend_vm *bvm, json_t *ret, struct error *err), struct error *err);
+/* The same for no call in particular. */
+int monitor_ask_aside(struct backend_vm *bvm, const char *command,
+                      void (*fn)(struct backend_vm *bvm, json_t *ret, struct error *err), struct error *err);
+/* "running", "paused", ...: the guest's end is noted and QEMU asked to go. */
+void monitor_take_status(struct backend_vm *bvm, const char *status);
+/* Notes the guest's end and has QEMU end: quit, and SIGKILL after a while. */
+void monitor_guest_ended(struct backend_vm *bvm, enum guest_end end);
+/* Tells of muteness, and asks from time to time until it ends. */
+void monitor_set_mute(struct backend_vm *bvm, bool mute);
+/* verbs.c and adopt.c: what the first connection is for. */
+void greet_connected(struct backend_vm *bvm, struct error *err);
+void adopt_connected(struct backend_vm *bvm, struct error *err);
+
+/* ---- verbs.c ---- */
+
+/* The agent's channel of a VM that runs. */
+void agent_open(struct backend_vm *bvm);
+
+/* ---- console.c ---- */
+
+struct console *console_new(struct loop *loop, const char *log_prefix, size_t log_max, struct error *err);
+/* Connects, and connects again when it is lost. */
+int console_connect(struct console *c, const char *path, struct error *err);
+/* The process is gone: takes what is still in the socket, writes the log out, tells the watchers; then done, once.  The
+ * console is freed when done returns. */
+void console_end(struct console *c, void (*done)(void *arg), void *arg);
+/* Lets go at once. */
+void console_free(struct console *c);
+
+#endif

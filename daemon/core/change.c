@@ -1,0 +1,341 @@
+/* change.c - render, write, publish.
+ *
+ * Happy path: documents and events are rendered when they are added, so that a change is a picture of one moment; the store
+ * writes them as one transaction; when it is durable the rendered documents replace the published ones, the events go
+ * out, the waits are looked at, and `done` is told.  Changes become durable in the order they were committed.
+ * Failure modes: no memory or no disk: nothing of it is published, and `done` gets the error; who made it restores what it
+ * had changed in memory. */
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "core/internal.h"
+
+enum { LAZY_MS = 50 };
+
+struct change_event {
+    struct change_event *next;
+    int64_t id;
+    const char *type;
+    char vm_id[UUID_TEXT_MAX];
+    char *vm_name;
+    char *doc;
+};
+
+struct change_vm_doc {
+    struct change_vm_doc *next;
+    struct live_vm *vm;
+    char *doc;
+    size_t len;
+    enum vm_state state;
+    int64_t generation;
+    bool conditions[VM_COND_MAX];
+};
+
+struct change {
+    struct core *core;
+    struct store_tx *tx;
+    struct change_event *events, **events_end;
+    struct change_vm_doc *docs, **docs_end;
+    bool failed; /* memory was short */
+    void (*done)(void *arg, struct error *err);
+    void *arg;
+};
+
+struct change *change_new(struct core *core)
+{
+    struct change *ch = mem_zalloc(sizeof(*ch));
+
+    if (ch == NULL)
+        return NULL;
+    ch->core = core;
+    ch->tx = store_tx_new(core->store);
+    ch->failed = ch->tx == NULL;
+    ch->events_end = &ch->events;
+    ch->docs_end = &ch->docs;
+    return ch;
+}
+
+static void change_free(struct change *ch)
+{
+    for (struct change_event *e = ch->events, *next; e != NULL; e = next) {
+        next = e->next;
+        mem_free(e->vm_name);
+        mem_free(e->doc);
+        mem_free(e);
+    }
+    for (struct change_vm_doc *d = ch->docs, *next; d != NULL; d = next) {
+        next = d->next;
+        core_vm_unref(d->vm);
+        mem_free(d->doc);
+        mem_free(d);
+    }
+    mem_free(ch);
+}
+
+/* jansson's text, moved into our memory; NULL when there is none. */
+static char *dump_take(json_t *json, size_t *ret_len)
+{
+    if (json == NULL)
+        return NULL;
+    size_t len = json_dumpb(json, NULL, 0, JSON_COMPACT);
+    char *text = len > 0 ? mem_alloc(len + 1) : NULL;
+    if (text != NULL) {
+        json_dumpb(json, text, len, JSON_COMPACT);
+        text[len] = '\0';
+        if (ret_len != NULL)
+            *ret_len = len;
+    }
+    json_decref(json);
+    return text;
+}
+
+void change_vm(struct change *ch, struct live_vm *vm, bool destroyed)
+{
+    struct change_vm_doc *d = ch != NULL ? mem_zalloc(sizeof(*d)) : NULL;
+    char id[UUID_TEXT_MAX];
+
+    if (d == NULL) {
+        if (ch != NULL)
+            ch->failed = true;
+        return;
+    }
+    vm->vm.revision++;
+    vm->vm.updated_at = clock_wall_ms();
+    d->doc = dump_take(vm_json(&vm->vm), &d->len);
+    CLEANUP_FREE char *private_doc = dump_take(vm_private_json(&vm->vm), NULL);
+    d->vm = core_vm_ref(vm);
+    d->state = vm->vm.state;
+    d->generation = vm->vm.generation;
+    for (int i = 0; i < VM_COND_MAX; i++)
+        d->conditions[i] = vm->vm.conditions[i].known && vm->vm.conditions[i].status;
+    *ch->docs_end = d;
+    ch->docs_end = &d->next;
+    if (d->doc == NULL || private_doc == NULL) {
+        ch->failed = true;
+        return;
+    }
+    struct store_vm_row row = {.id = uuid_text(&vm->vm.id, id), .name = vm->vm.name, .doc = d->doc, .private_doc = private_doc,
+                               .destroyed_at = destroyed ? vm->vm.updated_at : 0};
+    store_put_vm(ch->tx, &row);
+}
+
+void change_operation(struct change *ch, struct operation *op)
+{
+    CLEANUP_FREE char *doc = ch != NULL ? operation_render(op) : NULL;
+
+    if (doc == NULL) {
+        if (ch != NULL)
+            ch->failed = true;
+        return;
+    }
+    struct store_operation_row row = {.id = op->id, .kind = op->kind, .vm_id = op->vm_id, .state = operation_state_text(op->state),
+                                      .doc = doc, .created_at = op->created_at, .finished_at = op->finished_at};
+    store_put_operation(ch->tx, &row);
+}
+
+void change_leftover(struct change *ch, const char *id, const char *kind, const char *vm_id, const char *state, const char *doc,
+                     int64_t created_at, int64_t finished_at)
+{
+    struct store_operation_row row = {.id = id, .kind = kind, .vm_id = vm_id, .state = state, .doc = doc, .created_at = created_at,
+                                      .finished_at = finished_at};
+
+    if (ch != NULL && doc != NULL)
+        store_put_operation(ch->tx, &row);
+    else if (ch != NULL)
+        ch->failed = true;
+}
+
+void change_key(struct change *ch, const char *key, const char *fingerprint, const char *operation_id, int64_t at)
+{
+    struct store_key_row row = {.key = key, .fingerprint = fingerprint, .operation_id = operation_id, .created_at = at};
+
+    if (ch != NULL)
+        store_put_key(ch->tx, &row);
+}
+
+void change_ports(struct change *ch, const struct live_vm *vm, bool drop)
+{
+    char id[UUID_TEXT_MAX];
+
+    if (ch == NULL)
+        return;
+    uuid_text(&vm->vm.id, id);
+    store_drop_ports(ch->tx, id);
+    if (drop)
+        return;
+    if (vm->vm.runtime.ssh_host_port != 0)
+        store_put_port(ch->tx, false, "127.0.0.1", vm->vm.runtime.ssh_host_port, id);
+    for (size_t i = 0; i < vm->vm.spec.network.n_forwards; i++) {
+        const struct vm_forward *f = &vm->vm.spec.network.forwards[i];
+        store_put_port(ch->tx, f->udp, f->host_ip, f->host_port, id);
+    }
+}
+
+static json_t *text_or_null(const char *s)
+{
+    return s != NULL ? json_string(s) : json_null();
+}
+
+void change_event(struct change *ch, const char *type, const struct live_vm *vm, const struct operation *op,
+                  const char *request_id, json_t *data)
+{
+    struct change_event *e = ch != NULL ? mem_zalloc(sizeof(*e)) : NULL;
+    char at[CLOCK_TEXT_MAX];
+    int64_t now = clock_wall_ms();
+
+    if (e == NULL) {
+        json_decref(data);
+        if (ch != NULL)
+            ch->failed = true;
+        return;
+    }
+    e->id = ch->core->event_next++;
+    e->type = type;
+    if (vm != NULL) {
+        uuid_text(&vm->vm.id, e->vm_id);
+        e->vm_name = mem_strdup(vm->vm.name);
+    }
+    if (request_id == NULL && op != NULL)
+        request_id = op->request_id;
+    e->doc = dump_take(json_pack("{s:I,s:s,s:s,s:o,s:o,s:o,s:o,s:o}", "id", (json_int_t)e->id, "type", type, "at", clock_text(now, at),
+                                 "vm_id", text_or_null(vm != NULL ? e->vm_id : NULL), "vm_name", text_or_null(e->vm_name),
+                                 "request_id", text_or_null(request_id), "operation_id", text_or_null(op != NULL ? op->id : NULL),
+                                 "data", data != NULL ? data : json_object()),
+                       NULL);
+    *ch->events_end = e;
+    ch->events_end = &e->next;
+    if (e->doc == NULL)
+        ch->failed = true;
+    else
+        store_put_event(ch->tx, e->id, now, type, e->vm_id, e->doc);
+}
+
+void change_state_event(struct change *ch, const struct live_vm *vm, const struct operation *op, enum vm_state from,
+                        const char *cause)
+{
+    if (from == vm->vm.state)
+        return;
+    LOG_INFO("vm state", "vm", vm->vm.name, "from", vm_state_text(from), "to", vm_state_text(vm->vm.state), "cause", cause, "request_id",
+             op != NULL ? op->request_id : NULL);
+    json_t *data = json_pack("{s:s,s:s,s:s}", "from", vm_state_text(from), "to", vm_state_text(vm->vm.state), "cause", cause);
+    if (vm->vm.failure.set && vm->vm.state == VM_FAILED && vm->vm.failure.detail != NULL)
+        json_object_set_new(data, "detail", json_string(vm->vm.failure.detail));
+    change_event(ch, "vm.state_changed", vm, op, NULL, data);
+}
+
+static void publish(struct change *ch)
+{
+    struct core *core = ch->core;
+
+    for (struct change_vm_doc *d = ch->docs; d != NULL; d = d->next) {
+        char *old = d->vm->doc;
+        d->vm->doc = d->doc;
+        d->vm->doc_len = d->len;
+        d->doc = old;
+        d->vm->pub_state = d->state;
+        d->vm->pub_generation = d->generation;
+        d->vm->visible = true;
+        memcpy(d->vm->pub_conditions, d->conditions, sizeof(d->conditions));
+    }
+    for (struct change_event *e = ch->events; e != NULL; e = e->next)
+        events_publish(core, e->id, e->type, e->vm_id, e->vm_name, e->doc);
+    for (struct change_vm_doc *d = ch->docs; d != NULL; d = d->next)
+        vm_waits_check(d->vm);
+}
+
+static void change_durable(void *arg, struct error *err)
+{
+    struct change *ch = arg;
+    struct core *core = ch->core;
+
+    if (!error_is_set(err))
+        publish(ch);
+    else
+        LOG_ERROR("change not written", "error", err->message, "cause", err->n_causes > 0 ? err->causes[0] : NULL);
+    void (*done)(void *, struct error *) = ch->done;
+    void *done_arg = ch->arg;
+    change_free(ch);
+    core->n_changes--;
+    if (done != NULL)
+        done(done_arg, err);
+    core_check_idle(core);
+}
+
+/* A change that could not be built: its `done` is told on a later turn, as if the store had refused. */
+struct failed_change {
+    struct loop_task task;
+    struct core *core;
+    void (*done)(void *arg, struct error *err);
+    void *arg;
+};
+
+static void failed_run(struct loop_task *task)
+{
+    struct failed_change *f = CONTAINER_OF(task, struct failed_change, task);
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+
+    error_set(&err, ERR_DAEMON_OVERLOADED, "out of memory");
+    f->core->n_changes--;
+    f->done(f->arg, &err);
+    mem_free(f);
+}
+
+void change_commit(struct change *ch, void (*done)(void *arg, struct error *err), void *arg)
+{
+    if (ch == NULL) {
+        LOG_ERROR("change not written", "error", "out of memory");
+        if (done != NULL) {
+            CLEANUP_ERROR struct error err = ERROR_INIT;
+            error_set(&err, ERR_DAEMON_OVERLOADED, "out of memory");
+            done(arg, &err);
+        }
+        return;
+    }
+    struct core *core = ch->core;
+    if (ch != core->lazy)
+        change_flush_lazy(core);
+    if (ch->failed) {
+        store_tx_free(ch->tx);
+        change_free(ch);
+        struct failed_change *f = done != NULL ? mem_zalloc(sizeof(*f)) : NULL;
+        if (f != NULL) {
+            *f = (struct failed_change){.task.run = failed_run, .core = core, .done = done, .arg = arg};
+            core->n_changes++;
+            loop_defer(core->loop, &f->task);
+        } else if (done != NULL) {
+            CLEANUP_ERROR struct error err = ERROR_INIT;
+            error_set(&err, ERR_DAEMON_OVERLOADED, "out of memory");
+            done(arg, &err);
+        }
+        return;
+    }
+    ch->done = done;
+    ch->arg = arg;
+    core->n_changes++;
+    store_commit(core->store, ch->tx, change_durable, ch);
+}
+
+void change_flush_lazy(struct core *core)
+{
+    struct change *ch = core->lazy;
+
+    if (ch == NULL)
+        return;
+    core->lazy = NULL;
+    timer_stop(core->lazy_timer);
+    change_commit(ch, NULL, NULL);
+}
+
+void change_lazy_event(struct core *core, const char *type, const struct live_vm *vm, const struct operation *op, json_t *data)
+{
+    if (core->lazy == NULL) {
+        core->lazy = change_new(core);
+        timer_start(core->lazy_timer, LAZY_MS, 0);
+    }
+    if (core->lazy == NULL)
+        json_decref(data);
+    else
+        change_event(core->lazy, type, vm, op, NULL, data);
+}

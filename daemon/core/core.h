@@ -1,0 +1,172 @@
+/* core.h - the rules: the registry of VMs, their operations, events and waits, as resources ask for them.
+ *
+ *   resource handler ──► core_vm_*  ──► operation (core/ops/) ──► backend
+ *                            │                 │
+ *                            └── change ──► store ── durable ──► published: documents, events, waits
+ *
+ * What a reader sees (documents, events) is always durable: a change is rendered, written, and published when the store
+ * has acknowledged it, in the order it was made.  Runs on: the loop thread; nothing here blocks it. */
+#ifndef CORE_CORE_H
+#define CORE_CORE_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "backend/backend.h"
+#include "base/buf.h"
+#include "base/error.h"
+#include "model/vm.h"
+#include "store/store.h"
+
+struct core;
+struct live_vm;
+struct operation;
+
+struct core_config {
+    const char *data_dir;
+    int64_t events_keep;         /* newest events kept */
+    int64_t operations_keep_s;   /* finished operations and idempotency keys */
+    int64_t tombstones_keep_s;   /* ids of destroyed VMs */
+    unsigned max_vms;
+    unsigned max_operations;     /* under way at once */
+};
+void core_config_defaults(struct core_config *config);
+
+/* `backends` is NULL-terminated and stays the caller's. */
+struct core *core_new(struct loop *loop, struct store *store, struct backend *const *backends, const struct core_config *config,
+                      struct error *err);
+/* Loads the store (blocking, before the loop runs), then adopts what runs and settles what was interrupted; done(arg) comes
+ * when every VM's state matches reality. */
+int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct error *err);
+/* No new changes (503); operations under way are finished or parked (their rows say what to do); done(arg) then. */
+void core_shutdown(struct core *core, int64_t grace_ms, void (*done)(void *arg), void *arg);
+void core_free(struct core *core);
+/* For the store's wake: dispatches what became durable. */
+void core_store_ready(struct core *core);
+
+/* Who asks, for events, logs and idempotency.  Strings are copied where kept; NULL: none. */
+struct core_request {
+    const char *request_id;
+    const char *idempotency_key;
+    const char *fingerprint; /* of method, path and body */
+};
+
+/* --- VMs --- */
+
+/* By id or name; ERR_VM_NOT_FOUND, ERR_LIFECYCLE_DESTROYED.  The pointer is good until the loop turns; take a reference
+ * to keep it. */
+struct live_vm *core_vm_find(struct core *core, const char *ref, struct error *err);
+struct live_vm *core_vm_ref(struct live_vm *vm);
+void core_vm_unref(struct live_vm *vm);
+/* The VM as published; what is not published yet shows in neither. */
+const char *core_vm_doc(const struct live_vm *vm, size_t *ret_len);
+const struct vm *core_vm_data(const struct live_vm *vm); /* as it is this moment */
+int64_t core_vm_generation(const struct live_vm *vm);
+struct backend *core_vm_backend(const struct live_vm *vm);
+struct backend_vm *core_vm_attached(const struct live_vm *vm); /* NULL at rest */
+
+struct core_filter {
+    const char *name_glob; /* NULL: any */
+    bool by_state;
+    unsigned states; /* bits */
+    const char *backend;
+    const char *label_keys[16];
+    const char *label_values[16];
+    unsigned n_labels;
+};
+/* Appends the documents of the VMs after `after` in order of names ("" for the first page), comma-separated, at most
+ * `limit`.  *ret_last is the last name when there are more (mem_free), else NULL. */
+int core_vm_list(struct core *core, const struct core_filter *filter, const char *after, unsigned limit, struct buf *out,
+                 char **ret_last, struct error *err);
+unsigned core_vm_count(const struct core *core, unsigned by_state[VM_STATE_MAX]);
+
+/* --- changes: each begins an operation, durable before `accepted` is told --- */
+
+/* body: the parsed request. */
+int core_vm_create(struct core *core, const struct core_request *req, const json_t *body, struct operation **ret,
+                   struct error *err);
+struct core_verb_args {
+    int64_t timeout_s; /* stop and restart: how long the guest may take; -1: default */
+};
+/* DELETE of a destroyed id comes as ref too: *ret is then a finished operation without effect. */
+int core_vm_verb(struct core *core, const struct core_request *req, const char *ref, enum vm_verb verb,
+                 const struct core_verb_args *args, const char *if_match, struct operation **ret, struct error *err);
+/* A merge patch of labels and spec.  `done` comes once, when durable, with the error or with the VM's published document. */
+int core_vm_patch(struct core *core, const struct core_request *req, const char *ref, const json_t *patch, const char *if_match,
+                  void (*done)(void *arg, struct live_vm *vm, struct error *err), void *arg, struct error *err);
+
+/* The operation that this key began: *ret, or NULL if the key is new; ERR_API_IDEMPOTENCY_MISMATCH if it belongs to
+ * another request.  An operation no longer in memory comes as its id in ret_id (UUID_TEXT_MAX). */
+int core_key_lookup(struct core *core, const struct core_request *req, struct operation **ret, char *ret_id, struct error *err);
+
+/* --- operations --- */
+
+struct operation *operation_ref(struct operation *op);
+void operation_unref(struct operation *op);
+const char *operation_id(const struct operation *op);
+const char *operation_doc(struct operation *op); /* as published */
+bool operation_ended(const struct operation *op); /* durably */
+/* The error of one that failed; NULL otherwise. */
+const struct error *operation_error(const struct operation *op);
+const char *operation_path(const struct operation *op); /* what it was asked on, for `instance`: "/v1/vms/web" */
+
+struct operation_watch;
+/* Calls fn(arg) once, on a later turn: with err unset when the operation is durable (`ended` false) or has ended
+ * (`ended` true); with err set when it could not be begun. */
+struct operation_watch *operation_watch(struct operation *op, bool ended, void (*fn)(void *arg, struct error *err), void *arg);
+void operation_unwatch(struct operation_watch *w);
+
+struct operation *core_operation_find(struct core *core, const char *id); /* in memory only */
+/* ERR_OPERATION_NOT_FOUND-aware: not in memory and of the store: read it with store_read_operation. */
+struct store *core_store(struct core *core);
+int core_operation_cancel(struct core *core, struct operation *op, const char *request_id, struct error *err);
+unsigned core_operation_count(const struct core *core);
+
+/* --- events --- */
+
+int64_t core_event_newest(const struct core *core); /* published */
+int64_t core_event_oldest(const struct core *core);
+struct event_filter {
+    const char *vm;        /* id or name; NULL: any */
+    const char *type_glob; /* NULL: any */
+};
+struct event_sub;
+/* Every event after `since` that matches, in order, first from the store, then live; `fn` gets its id, type and document.
+ * since -1: from now on.  ERR_EVENTS_CURSOR_EXPIRED with context.oldest. */
+struct event_sub *core_events_subscribe(struct core *core, int64_t since, const struct event_filter *filter,
+                                        void (*fn)(void *arg, int64_t id, const char *type, const char *doc), void *arg,
+                                        struct error *err);
+void core_events_unsubscribe(struct event_sub *sub); /* also from fn; NULL is fine */
+
+/* --- waits --- */
+
+enum { VM_WAIT_CONDITIONS_MAX = 8 };
+struct vm_wait;
+/* Ends once: met (err unset), or wait::timed_out, wait::impossible.  `conditions`: "state:running", "ready", "agent".
+ * Fails at once for a condition nobody knows: ERR_API_INVALID_FIELD. */
+struct vm_wait *core_vm_wait(struct live_vm *vm, const char *const *conditions, unsigned n, int64_t timeout_ms,
+                             void (*done)(void *arg, struct live_vm *vm, struct error *err), void *arg, struct error *err);
+void core_vm_unwait(struct vm_wait *w);
+
+/* --- logs and explain --- */
+
+struct core_log_chunk {
+    const char *data;
+    size_t len;
+    uint64_t offset, oldest, next;
+};
+typedef void core_log_done(void *arg, const struct core_log_chunk *chunk, struct error *err);
+/* Reads a VM's log: the last `tail` lines, or from `offset` when tail is -1.  done comes once, on a later turn. */
+int core_vm_log(struct live_vm *vm, enum backend_log which, int64_t tail, uint64_t offset, size_t max, core_log_done *done,
+                void *arg, struct error *err);
+/* Gathers the answer of GET explain; done once with the document (mem_free is the caller's) or an error. */
+int core_vm_explain(struct live_vm *vm, void (*done)(void *arg, char *json, struct error *err), void *arg, struct error *err);
+
+struct loop *core_loop(struct core *core);
+bool core_stopping(const struct core *core);
+struct backend *core_backend(struct core *core, const char *name); /* NULL: none of this name */
+struct backend *const *core_backends(struct core *core);
+const struct core_config *core_get_config(const struct core *core);
+
+#endif

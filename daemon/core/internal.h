@@ -1,0 +1,203 @@
+/* internal.h - what the files of core/ share. */
+#ifndef CORE_INTERNAL_H
+#define CORE_INTERNAL_H
+
+#include "base/table.h"
+#include "core/core.h"
+#include "loop/loop.h"
+#include "loop/timer.h"
+
+struct change;
+
+struct core {
+    struct loop *loop;
+    struct store *store;
+    struct backend *const *backends;
+    const char **backend_names; /* NULL-terminated */
+    struct core_config config;
+
+    struct table by_id;         /* live_vm.id_node: also the destroyed, as long as somebody holds or asks for them */
+    struct table by_name;       /* live_vm.name_node: the living */
+    struct live_vm **by_order;  /* the living, sorted by name */
+    size_t n_vms, cap_order;
+    struct table tombstones;
+    struct table ports;
+
+    struct table operations;    /* those under way, and the newest that ended */
+    struct operation *ended_first, *ended_last; /* in order of their end */
+    unsigned n_ended, n_running;
+    struct table keys;
+
+    int64_t event_next;   /* id of the next event */
+    int64_t event_newest; /* published */
+    int64_t event_oldest;
+    struct event_sub *subs;
+
+    struct change *lazy;  /* step events waiting for company */
+    struct timer *lazy_timer;
+    struct timer *prune_timer;
+
+    bool stopping;
+    unsigned n_changes; /* not yet durable */
+    void (*stopped)(void *arg);
+    void *stopped_arg;
+    struct timer *stop_timer;
+    unsigned recovering;
+    void (*recovered)(void *arg);
+    void *recovered_arg;
+    struct loop_task idle_task;
+};
+
+struct live_vm {
+    struct vm vm;
+    struct core *core;
+    unsigned refs;
+    struct table_node id_node, name_node;
+    struct backend *be;
+    struct backend_vm *bvm;
+    struct vm_op *op;       /* the one that holds it */
+    struct vm_op *op_next;  /* kill and destroy waiting for it to let go, in order */
+    struct vm_wait *waits;
+    char *doc;              /* as published */
+    size_t doc_len;
+    enum vm_state pub_state;
+    int64_t pub_generation;
+    bool pub_conditions[VM_COND_MAX];
+    bool gone;              /* destroyed */
+    bool visible;           /* its first document is published */
+    bool settling;          /* an unplanned end is being written */
+    bool unresponsive;
+};
+
+/* --- change.c: render, write, publish --- */
+
+/* A set of documents and events that become durable together.  NULL is accepted everywhere (memory was short). */
+struct change *change_new(struct core *core);
+/* Raises the VM's revision and renders it. `destroyed` makes it a tombstone. */
+void change_vm(struct change *ch, struct live_vm *vm, bool destroyed);
+void change_operation(struct change *ch, struct operation *op);
+/* An operation's row of the daemon before. */
+void change_leftover(struct change *ch, const char *id, const char *kind, const char *vm_id, const char *state, const char *doc,
+                     int64_t created_at, int64_t finished_at);
+/* at 0: the key is given back. */
+void change_key(struct change *ch, const char *key, const char *fingerprint, const char *operation_id, int64_t at);
+/* data is stolen and may be NULL ({}). */
+void change_event(struct change *ch, const char *type, const struct live_vm *vm, const struct operation *op,
+                  const char *request_id, json_t *data);
+void change_ports(struct change *ch, const struct live_vm *vm, bool drop);
+/* Adds a state_changed event. */
+void change_state_event(struct change *ch, const struct live_vm *vm, const struct operation *op, enum vm_state from,
+                        const char *cause);
+/* Writes; done (may be NULL) comes once on a later turn, after publication. */
+void change_commit(struct change *ch, void (*done)(void *arg, struct error *err), void *arg);
+/* An event that need not be written at once: it rides along with the next change, or after 50 ms. */
+void change_lazy_event(struct core *core, const char *type, const struct live_vm *vm, const struct operation *op, json_t *data);
+void change_flush_lazy(struct core *core);
+void core_check_idle(struct core *core);
+
+/* --- registry.c --- */
+
+struct live_vm *registry_add(struct core *core, struct vm *vm /* moved */, struct backend *be, struct error *err);
+struct live_vm *registry_by_name(struct core *core, const char *name); /* also one not published yet; NULL: none */
+struct live_vm *registry_by_id(struct core *core, const char *text);
+void vm_ops_drop(struct live_vm *vm); /* frees parked operations */
+void registry_remove(struct live_vm *vm); /* its name is free, its id a tombstone */
+int tombstone_add(struct core *core, const struct uuid *id, const char *name, int64_t at);
+const char *tombstone_find(struct core *core, const struct uuid *id); /* its name or NULL */
+void tombstones_prune(struct core *core, int64_t before);
+void registry_free(struct core *core);
+void live_vm_detach(struct live_vm *vm);
+int live_vm_attach(struct live_vm *vm, struct error *err);
+
+/* --- alloc.c: host ports and MACs --- */
+
+/* Claims the VM's forwards and its SSH port (chosen where 0) and gives it a MAC.  ERR_NETWORK_PORT_IN_USE. */
+int alloc_vm(struct live_vm *vm, bool probe, struct error *err);
+void alloc_release(struct live_vm *vm);
+void alloc_free(struct core *core);
+
+/* --- operation.c --- */
+
+enum operation_state { OPERATION_PENDING, OPERATION_RUNNING, OPERATION_SUCCEEDED, OPERATION_FAILED, OPERATION_CANCELLED };
+enum { OPERATION_STEPS_MAX = 12 };
+
+struct operation_step {
+    const char *name; /* of the table, or owned by the operation's document when loaded */
+    enum op_step_state state;
+    int64_t started_ms; /* monotonic */
+    int64_t ms;
+};
+
+struct operation {
+    struct core *core;
+    unsigned refs;
+    struct uuid uuid;
+    char id[UUID_TEXT_MAX];
+    struct table_node node;
+    const char *kind; /* "vm.start" */
+    char vm_id[UUID_TEXT_MAX];
+    char *vm_name;
+    char *request_id;
+    char *path;
+    enum operation_state state, pub_state;
+    struct operation_step steps[OPERATION_STEPS_MAX];
+    unsigned n_steps, step; /* index of the current one */
+    bool step_begun;
+    struct error error;
+    json_t *result;
+    const char *method; /* of a stop: "acpi" */
+    bool cancellable;
+    bool accepted, refused;
+    struct error refusal;
+    int64_t created_at, deadline, finished_at;
+    char *doc;
+    bool dirty;
+    struct operation_watch *watches;
+    struct vm_op *vo; /* while under way */
+    struct operation *ended_next;
+    bool listed_ended;
+};
+
+struct operation *operation_new(struct core *core, const char *kind, const struct live_vm *vm, const struct core_request *req,
+                                struct error *err);
+/* The document as it will stand when what it is now is durable. */
+char *operation_render(const struct operation *op);
+const char *operation_state_text(enum operation_state state);
+struct operation *operation_find_any(struct core *core, const char *id); /* also one not accepted yet */
+void operation_accepted(struct operation *op);
+void operation_refused(struct operation *op, struct error *err); /* moves *err */
+/* Publishes the final state and tells the watches. */
+void operation_publish_end(struct operation *op);
+void operations_free(struct core *core);
+void operations_prune(struct core *core, int64_t before);
+
+/* --- events.c --- */
+
+void events_publish(struct core *core, int64_t id, const char *type, const char *vm_id, const char *vm_name, const char *doc);
+void events_free(struct core *core);
+
+/* --- keys.c (idempotency) --- */
+
+int keys_add(struct core *core, const char *key, const char *fingerprint, const char *operation_id, int64_t at);
+void keys_remove(struct core *core, const char *key);
+/* An interrupted operation gives its key back: the retry begins it anew. */
+void keys_forget_operation(struct core *core, struct change *ch, const char *operation_id);
+void keys_prune(struct core *core, int64_t before);
+void keys_free(struct core *core);
+
+/* --- wait.c --- */
+
+void vm_waits_check(struct live_vm *vm);
+void vm_waits_fail(struct live_vm *vm, const struct error *err);
+
+/* --- live.c: what happens to a VM outside its operations --- */
+
+extern const struct backend_events live_vm_events;
+void live_vm_ended(struct live_vm *vm, const struct backend_exit *end);
+void live_vm_set_failure(struct live_vm *vm, enum error_code code, enum vm_failure_reason reason, const struct exit_status *status,
+                         const char *detail, const char *stderr_tail);
+/* The conditions of a VM that does not run. */
+void live_vm_conditions_down(struct live_vm *vm, const char *reason);
+void live_vm_conditions_booting(struct live_vm *vm);
+
+#endif

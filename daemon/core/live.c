@@ -1,0 +1,175 @@
+/* live.c - what happens to a VM outside its operations: its guest powers off, its QEMU dies, its agent answers. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "core/internal.h"
+#include "core/ops/ops.h"
+
+void live_vm_set_failure(struct live_vm *vm, enum error_code code, enum vm_failure_reason reason, const struct exit_status *status,
+                         const char *detail, const char *stderr_tail)
+{
+    struct vm_failure *f = &vm->vm.failure;
+
+    vm_failure_done(f);
+    f->set = true;
+    f->code = code;
+    f->reason = reason;
+    f->at = clock_wall_ms();
+    f->status_known = status != NULL && status->known;
+    f->exit_status = f->status_known ? status->code : 0;
+    f->signal = f->status_known ? status->signal : 0;
+    f->detail = detail != NULL ? mem_strdup(detail) : NULL;
+    f->stderr_tail = stderr_tail != NULL ? mem_strdup(stderr_tail) : NULL;
+}
+
+void live_vm_conditions_down(struct live_vm *vm, const char *reason)
+{
+    vm_condition_set(&vm->vm, VM_COND_READY, false, reason, "");
+    vm_condition_set(&vm->vm, VM_COND_AGENT, false, reason, "");
+    vm->vm.conditions[VM_COND_DISK_IO].known = false;
+}
+
+void live_vm_conditions_booting(struct live_vm *vm)
+{
+    vm_condition_set(&vm->vm, VM_COND_READY, false, "booting", "");
+    vm_condition_set(&vm->vm, VM_COND_AGENT, false, "booting", "");
+}
+
+static void settled(void *arg, struct error *err)
+{
+    struct live_vm *vm = arg;
+
+    (void)err;
+    vm->settling = false;
+    if (vm->op == NULL && vm->vm.state != VM_RUNNING && vm->vm.state != VM_SUSPENDED)
+        live_vm_detach(vm);
+    vm_waits_check(vm);
+    core_vm_unref(vm);
+}
+
+/* The process ended and no operation had asked for it. */
+void live_vm_ended(struct live_vm *vm, const struct backend_exit *end)
+{
+    static const struct {
+        enum error_code code;
+        enum vm_failure_reason reason;
+        const char *cause;
+    } kinds[] = {
+        [BACKEND_END_GUEST_OFF] = {ERR_NONE, 0, "guest powered off"},
+        [BACKEND_END_PANIC] = {ERR_LIFECYCLE_OTHER, VM_FAILURE_PANIC, "guest panicked"},
+        [BACKEND_END_EXITED] = {ERR_LIFECYCLE_OTHER, VM_FAILURE_EXITED, "QEMU exited"},
+        [BACKEND_END_KILLED] = {ERR_LIFECYCLE_OTHER, VM_FAILURE_KILLED, "QEMU was killed"},
+    };
+    enum vm_state from = vm->vm.state;
+
+    if (from != VM_RUNNING && from != VM_SUSPENDED)
+        return;
+    vm_runtime_stopped(&vm->vm.runtime);
+    vm->vm.state = end->end == BACKEND_END_GUEST_OFF ? VM_STOPPED : VM_FAILED;
+    if (vm->vm.state == VM_FAILED)
+        live_vm_set_failure(vm, kinds[end->end].code, kinds[end->end].reason, &end->status, end->detail, end->stderr_tail);
+    else
+        vm_failure_done(&vm->vm.failure);
+    live_vm_conditions_down(vm, vm->vm.state == VM_FAILED ? "failed" : "stopped");
+    vm->settling = true;
+    struct change *ch = change_new(vm->core);
+    change_vm(ch, vm, false);
+    change_state_event(ch, vm, NULL, from, kinds[end->end].cause);
+    change_commit(ch, settled, core_vm_ref(vm));
+}
+
+static void on_exited(void *arg, const struct backend_exit *end)
+{
+    struct live_vm *vm = arg;
+
+    if (vm->op != NULL && !vm->op->persisted)
+        vm_op_exited(vm->op, end);
+    else
+        live_vm_ended(vm, end);
+}
+
+/* Conditions are written when they change, unless an operation is about to write the VM anyway. */
+static void condition(struct live_vm *vm, enum vm_condition_type type, bool status, const char *reason, struct change *ch)
+{
+    if (!vm_condition_set(&vm->vm, type, status, reason, ""))
+        return;
+    change_event(ch, "vm.condition_changed", vm, NULL, NULL,
+                 json_pack("{s:s,s:b,s:s}", "type", vm_condition_text(type), "status", status, "reason", reason));
+}
+
+static void write_conditions(struct live_vm *vm, struct change *ch)
+{
+    change_vm(ch, vm, false);
+    change_commit(ch, NULL, NULL);
+}
+
+static void on_agent(void *arg, bool answers)
+{
+    struct live_vm *vm = arg;
+    struct change *ch;
+
+    if (vm->gone || vm->vm.conditions[VM_COND_AGENT].status == answers)
+        return;
+    ch = change_new(vm->core);
+    condition(vm, VM_COND_AGENT, answers, answers ? "ping" : vm->vm.state == VM_SUSPENDED ? "suspended" : "no_answer", ch);
+    if (!answers || vm->vm.state == VM_RUNNING)
+        condition(vm, VM_COND_READY, answers, answers ? "agent" : vm->vm.state == VM_SUSPENDED ? "suspended" : "agent_lost", ch);
+    write_conditions(vm, ch);
+}
+
+static void on_guest_reset(void *arg)
+{
+    struct live_vm *vm = arg;
+
+    if (vm->gone || (vm->op != NULL && !vm->op->persisted))
+        return;
+    struct change *ch = change_new(vm->core);
+    change_event(ch, "vm.guest_reset", vm, NULL, NULL, NULL);
+    condition(vm, VM_COND_READY, false, "booting", ch);
+    condition(vm, VM_COND_AGENT, false, "booting", ch);
+    write_conditions(vm, ch);
+}
+
+static void on_io_error(void *arg, const char *reason)
+{
+    struct live_vm *vm = arg;
+    enum vm_state from = vm->vm.state;
+
+    if (vm->gone || from != VM_RUNNING)
+        return;
+    struct change *ch = change_new(vm->core);
+    vm->vm.state = VM_SUSPENDED;
+    condition(vm, VM_COND_DISK_IO, false, reason, ch);
+    condition(vm, VM_COND_READY, false, "suspended", ch);
+    change_vm(ch, vm, false);
+    change_state_event(ch, vm, NULL, from, "disk write failed");
+    change_commit(ch, NULL, NULL);
+}
+
+static void on_unresponsive(void *arg, bool unresponsive)
+{
+    struct live_vm *vm = arg;
+
+    if (vm->gone || vm->unresponsive == unresponsive)
+        return;
+    vm->unresponsive = unresponsive;
+    LOG_WARN(unresponsive ? "monitor does not answer" : "monitor answers again", "vm", vm->vm.name);
+    struct change *ch = change_new(vm->core);
+    change_event(ch, unresponsive ? "vm.unresponsive" : "vm.responsive", vm, NULL, NULL, NULL);
+    if (unresponsive)
+        condition(vm, VM_COND_READY, false, "unresponsive", ch);
+    else if (vm->vm.conditions[VM_COND_AGENT].status && vm->vm.state == VM_RUNNING)
+        condition(vm, VM_COND_READY, true, "agent", ch);
+    write_conditions(vm, ch);
+}
+
+const struct backend_events live_vm_events = {
+    .exited = on_exited,
+    .guest_reset = on_guest_reset,
+    .agent = on_agent,
+    .io_error = on_io_error,
+    .unresponsive = on_unresponsive,
+};

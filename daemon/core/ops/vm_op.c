@@ -1,0 +1,631 @@
+/* vm_op.c - the frame of an operation on a VM.
+ *
+ *   vm_op_begin ─► intent durable ─► engine walks the table ─► persist (durable, published, VM let go) ─► announce ─► freed
+ *        │               │                   │ a step fails, times out, is cancelled, or the process dies
+ *        │               │                   └─► undone ─► the VM settled ─► the failure durable, published ─► freed
+ *        │               └─ disk full: refused, nothing happened
+ *        └─ busy: 409; kill and destroy cancel the holder and queue behind it
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "core/ops/ops.h"
+
+static void vm_op_free(struct vm_op *vo)
+{
+    timer_free(vo->timer);
+    error_done(&vo->cancelled);
+    mem_free(vo->end_tail);
+    mem_free(vo->key);
+    mem_free(vo->fingerprint);
+    operation_unref(vo->res);
+    core_vm_unref(vo->vm);
+    mem_free(vo);
+}
+
+const struct vm_plan *vm_plan_of(enum vm_verb verb)
+{
+    static const struct vm_plan *const plans[VM_VERB_MAX] = {
+        [VM_CREATE] = &vm_create_plan,   [VM_START] = &vm_start_plan,     [VM_STOP] = &vm_stop_plan,
+        [VM_KILL] = &vm_kill_plan,       [VM_RESET] = &vm_reset_plan,     [VM_RESTART] = &vm_restart_plan,
+        [VM_SUSPEND] = &vm_suspend_plan, [VM_RESUME] = &vm_resume_plan,   [VM_DESTROY] = &vm_destroy_plan,
+    };
+
+    return plans[verb];
+}
+
+/* --- the end: the VM is let go, the next in the queue begins --- */
+
+static void walk(struct vm_op *vo);
+
+static void begin_next(struct live_vm *vm)
+{
+    struct vm_op *next = vm->op_next;
+
+    if (next == NULL || vm->op != NULL)
+        return;
+    vm->op_next = next->next;
+    next->next = NULL;
+    vm->op = next;
+    if (next->res->accepted)
+        walk(next);
+}
+
+static void let_go(struct vm_op *vo)
+{
+    struct live_vm *vm = vo->vm;
+
+    if (vm->op == vo) {
+        vm->op = NULL;
+        vo->core->n_running--;
+        core_check_idle(vo->core);
+    }
+    if (vm->vm.state != VM_RUNNING && vm->vm.state != VM_SUSPENDED && vm->op == NULL && vm->op_next == NULL)
+        live_vm_detach(vm);
+}
+
+static json_t *finish_data(const struct operation *res)
+{
+    json_t *data = json_pack("{s:s,s:s}", "kind", res->kind, "state", operation_state_text(res->state));
+
+    if (error_is_set(&res->error))
+        json_object_set_new(data, "code", json_string(error_info(res->error.code)->code));
+    if (res->method != NULL)
+        json_object_set_new(data, "method", json_string(res->method));
+    return data;
+}
+
+static void log_finish(const struct vm_op *vo)
+{
+    const struct operation *res = vo->res;
+    char ms[24];
+
+    snprintf(ms, sizeof(ms), "%lld", (long long)(res->finished_at - res->created_at));
+    log_write(res->state == OPERATION_FAILED ? LOG_LEVEL_WARN : LOG_LEVEL_INFO, "operation finished", "operation", res->id, "kind", res->kind,
+              "vm", res->vm_name, "state", operation_state_text(res->state), "ms", ms, "error",
+              error_is_set(&res->error) ? res->error.message : "", "request_id", res->request_id, NULL);
+}
+
+/* The failure is durable (or the disk refuses: then it is told all the same, and the row is settled at the next start). */
+static void failure_durable(void *arg, struct error *err)
+{
+    struct vm_op *vo = arg;
+    struct live_vm *vm = vo->vm;
+
+    (void)err;
+    log_finish(vo);
+    let_go(vo);
+    operation_publish_end(vo->res);
+    vm_waits_check(vm);
+    begin_next(vm);
+    vm_op_free(vo);
+}
+
+static void op_failed(struct vm_op *vo, enum op_outcome outcome, struct error *err)
+{
+    struct live_vm *vm = vo->vm;
+    enum vm_state was = vm->vm.state;
+    bool created = vo->plan->verb == VM_CREATE;
+
+    vo->res->state = outcome == OP_CANCELLED ? OPERATION_CANCELLED : OPERATION_FAILED;
+    vo->res->finished_at = clock_wall_ms();
+    vo->res->dirty = true;
+    error_move(&vo->res->error, err);
+    struct change *ch = change_new(vo->core);
+    if (!vm->gone) {
+        vm->vm.has_operation = false;
+        vm_op_settle(vo, outcome == OP_CANCELLED);
+        if (created)
+            vm->vm.state = VM_DESTROYED;
+        change_vm(ch, vm, created);
+        if (created)
+            change_ports(ch, vm, true);
+        change_state_event(ch, vm, vo->res, was, vo->plan->kind);
+    }
+    change_operation(ch, vo->res);
+    change_event(ch, "operation.finished", vm, vo->res, NULL, finish_data(vo->res));
+    if (created) {
+        alloc_release(vm);
+        registry_remove(vm);
+    }
+    change_commit(ch, failure_durable, vo);
+}
+
+static void engine_finished(struct op *op, enum op_outcome outcome, struct error *err)
+{
+    struct vm_op *vo = op_data(op);
+
+    vo->op = NULL;
+    if (!vo->persisted) {
+        op_failed(vo, outcome, err);
+        return;
+    }
+    struct live_vm *vm = vo->vm;
+    if (error_is_set(err))
+        LOG_WARN("after the end of the operation", "operation", vo->res->id, "error", err->message);
+    let_go(vo);
+    begin_next(vm);
+    vm_op_free(vo);
+}
+
+/* --- steps: the fault seam, then the step itself --- */
+
+static void step_changed(struct op *op, unsigned index, enum op_step_state state, const struct error *err)
+{
+    struct vm_op *vo = op_data(op);
+    struct operation_step *s = &vo->res->steps[index];
+
+    if (vo->persisted)
+        return;
+    if (state == OP_STEP_RUNNING)
+        s->started_ms = clock_mono_ms();
+    s->state = state;
+    s->ms = clock_mono_ms() - s->started_ms;
+    vo->res->step = index;
+    vo->res->step_begun = true;
+    vo->res->cancellable = op_cancellable(op);
+    vo->res->dirty = true;
+    static const char *const texts[] = {"pending", "running", "done", "failed", "undoing", "undone"};
+    LOG_DEBUG("step", "operation", vo->res->id, "kind", vo->res->kind, "vm", vo->res->vm_name, "step", s->name, "state", texts[state],
+              "error", err != NULL && error_is_set(err) ? err->message : NULL);
+    if (state == OP_STEP_UNDONE && err != NULL && error_is_set(err))
+        LOG_WARN("undo failed", "operation", vo->res->id, "step", s->name, "error", err->message);
+    change_lazy_event(vo->core, "operation.step", vo->vm, vo->res,
+                      json_pack("{s:s,s:s,s:s,s:I}", "kind", vo->res->kind, "step", s->name, "state", texts[state], "ms", (json_int_t)s->ms));
+}
+
+static const struct op_observer observer = {.step = step_changed, .finished = engine_finished};
+
+static int run_current(struct vm_op *vo, struct error *err)
+{
+    const struct vm_step *step = &vo->plan->steps[op_step_index(vo->op)];
+
+    vo->phase = VM_OP_RUN;
+    vo->calling = true;
+    int rc = step->run(vo, err);
+    if (rc != OP_WAIT)
+        vo->calling = false;
+    return rc;
+}
+
+static void call_done(struct backend_call *call, struct error *err)
+{
+    struct vm_op *vo = CONTAINER_OF(call, struct vm_op, call);
+    CLEANUP_ERROR struct error own = ERROR_INIT;
+
+    vo->calling = false;
+    if (vo->parked)
+        return;
+    if (vo->phase == VM_OP_HOOK && !error_is_set(err)) {
+        int rc = run_current(vo, &own);
+        if (rc == OP_WAIT)
+            return;
+        op_resume(vo->op, rc < 0 ? &own : NULL);
+        return;
+    }
+    op_resume(vo->op, err);
+}
+
+static int engine_run(struct op *op, struct error *err)
+{
+    struct vm_op *vo = op_data(op);
+    const struct vm_step *step = &vo->plan->steps[op_step_index(op)];
+
+    vo->op = op; /* the first step may run before op_start's caller has its result */
+    vo->call.done = call_done;
+    if (vo->vm->be->before_step != NULL) {
+        vo->phase = VM_OP_HOOK;
+        vo->calling = true;
+        int rc = vo->vm->be->before_step(vo->vm->bvm, vo->plan->kind, step->name, &vo->call, err);
+        if (rc == OP_WAIT)
+            return OP_WAIT;
+        vo->calling = false;
+        if (rc < 0)
+            return -1;
+    }
+    return run_current(vo, err);
+}
+
+static int engine_undo(struct op *op, struct error *err)
+{
+    struct vm_op *vo = op_data(op);
+    const struct vm_step *step = &vo->plan->steps[op_step_index(op)];
+
+    vo->phase = VM_OP_UNDO;
+    vo->call.done = call_done;
+    vo->calling = true;
+    int rc = step->undo(vo, err);
+    if (rc != OP_WAIT)
+        vo->calling = false;
+    return rc;
+}
+
+static void engine_cancel(struct op *op)
+{
+    struct vm_op *vo = op_data(op);
+
+    if (vo->hurry != NULL)
+        vo->hurry(vo);
+    else if (vo->calling && vo->vm->bvm != NULL)
+        vo->vm->be->cancel(vo->vm->bvm);
+}
+
+void vm_op_resume(struct vm_op *vo, struct error *err)
+{
+    vo->calling = false;
+    if (!vo->parked)
+        op_resume(vo->op, err);
+}
+
+/* A destroy that waited for an operation which ended with the VM gone: what it asks for already is. */
+static void already_destroyed(struct vm_op *vo)
+{
+    vo->res->state = OPERATION_SUCCEEDED;
+    vo->res->method = "none";
+    vo->res->finished_at = clock_wall_ms();
+    vo->res->n_steps = 0;
+    vo->res->result = vm_json(&vo->vm->vm);
+    struct change *ch = change_new(vo->core);
+    change_operation(ch, vo->res);
+    change_event(ch, "operation.finished", vo->vm, vo->res, NULL, finish_data(vo->res));
+    change_commit(ch, failure_durable, vo);
+}
+
+static void walk(struct vm_op *vo)
+{
+    struct live_vm *vm = vo->vm;
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+
+    vo->ran = true;
+    vo->from = vm->vm.state;
+    if (vm->gone && vo->plan->verb == VM_DESTROY && !error_is_set(&vo->cancelled)) {
+        already_destroyed(vo);
+        return;
+    }
+    if (error_is_set(&vo->cancelled))
+        error_move(&err, &vo->cancelled);
+    else if (vm->gone)
+        error_set(&err, ERR_LIFECYCLE_DESTROYED, "VM %s was destroyed meanwhile", vm->vm.name);
+    else if (live_vm_attach(vm, &err) == 0) {
+        vo->res->state = OPERATION_RUNNING;
+        vo->op = op_start(vo->core->loop, vo->steps, vo->plan->n_steps, vo->deadline_ms, &observer, vo);
+        if (vo->op == NULL)
+            error_set(&err, ERR_DAEMON_OVERLOADED, "out of memory");
+    }
+    if (vo->op == NULL)
+        op_failed(vo, err.code == ERR_OPERATION_CANCELLED ? OP_CANCELLED : OP_FAILED, &err);
+}
+
+/* --- the beginning --- */
+
+static void intent_durable(void *arg, struct error *err)
+{
+    struct vm_op *vo = arg;
+    struct live_vm *vm = vo->vm;
+
+    if (!error_is_set(err)) {
+        operation_accepted(vo->res);
+        if (vm->op == vo)
+            walk(vo);
+        return;
+    }
+    operation_refused(vo->res, err);
+    if (vo->key != NULL)
+        keys_remove(vo->core, vo->key);
+    vm->vm.has_operation = false;
+    if (vo->plan->verb == VM_CREATE) {
+        alloc_release(vm);
+        registry_remove(vm);
+    }
+    if (vm->op != vo) {
+        for (struct vm_op **p = &vm->op_next; *p != NULL; p = &(*p)->next)
+            if (*p == vo) {
+                *p = vo->next;
+                break;
+            }
+    }
+    let_go(vo);
+    begin_next(vm);
+    vm_op_free(vo);
+}
+
+static void build_steps(struct vm_op *vo)
+{
+    for (unsigned i = 0; i < vo->plan->n_steps; i++) {
+        const struct vm_step *s = &vo->plan->steps[i];
+        vo->steps[i] = (struct op_step){.name = s->name, .run = engine_run, .undo = s->undo != NULL ? engine_undo : NULL,
+                                        .cancel = engine_cancel, .timeout_ms = s->timeout_ms, .commit = s->commit};
+        vo->res->steps[i].name = s->name;
+    }
+    vo->res->n_steps = vo->plan->n_steps;
+}
+
+static struct vm_op *vm_op_new(struct live_vm *vm, const struct vm_plan *plan, const struct core_request *req,
+                               const struct core_verb_args *args, struct error *err)
+{
+    struct vm_op *vo = mem_zalloc(sizeof(*vo));
+    struct operation *res = vo != NULL ? operation_new(vm->core, plan->kind, vm, req, err) : NULL;
+
+    if (res == NULL) {
+        mem_free(vo);
+        error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+        return NULL;
+    }
+    *vo = (struct vm_op){.core = vm->core, .vm = core_vm_ref(vm), .res = res, .plan = plan, .call.done = call_done, .timeout_s = -1};
+    vo->deadline_ms = plan->deadline_ms;
+    if (args != NULL)
+        vo->timeout_s = args->timeout_s;
+    if (plan->verb == VM_STOP || plan->verb == VM_RESTART) /* the guest's time, and ours */
+        vo->deadline_ms += (vo->timeout_s >= 0 ? vo->timeout_s : STOP_TIMEOUT_S) * 1000;
+    res->deadline = res->created_at + vo->deadline_ms;
+    build_steps(vo);
+    if (req != NULL && req->idempotency_key != NULL) {
+        vo->key = mem_strdup(req->idempotency_key);
+        vo->fingerprint = mem_strdup(req->fingerprint);
+        if (vo->key == NULL || vo->fingerprint == NULL || keys_add(vm->core, vo->key, vo->fingerprint, res->id, res->created_at) < 0) {
+            vm_op_free(vo);
+            error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+            return NULL;
+        }
+    }
+    return vo;
+}
+
+static void write_intent(struct vm_op *vo)
+{
+    struct live_vm *vm = vo->vm;
+    struct change *ch = change_new(vo->core);
+
+    if (vm->op == vo) {
+        vm->vm.has_operation = true;
+        vm->vm.operation = vo->res->uuid;
+        change_vm(ch, vm, false);
+    }
+    if (vo->plan->verb == VM_CREATE) {
+        change_ports(ch, vm, false);
+        change_event(ch, "vm.created", vm, vo->res, NULL, json_pack("{s:s}", "backend", vm->vm.backend));
+    }
+    change_operation(ch, vo->res);
+    if (vo->key != NULL)
+        change_key(ch, vo->key, vo->fingerprint, vo->res->id, vo->res->created_at);
+    change_event(ch, "operation.started", vm, vo->res, NULL, json_pack("{s:s}", "kind", vo->res->kind));
+    LOG_INFO("operation started", "operation", vo->res->id, "kind", vo->res->kind, "vm", vm->vm.name, "request_id", vo->res->request_id);
+    change_commit(ch, intent_durable, vo);
+}
+
+static int busy_error(const struct live_vm *vm, struct error *err)
+{
+    const struct operation *holder = vm->op->res;
+
+    error_set(err, ERR_VM_BUSY, "VM %s is held by operation %s (%s, %s)", vm->vm.name, holder->id, holder->kind,
+              holder->step_begun ? holder->steps[holder->step].name : "beginning");
+    error_help(err, "wait for it with `vmctl ops show %s`, or cancel it with `vmctl ops cancel %s`", holder->id, holder->id);
+    error_ctx_str(err, "vm", vm->vm.name);
+    error_ctx_str(err, "operation", holder->id);
+    error_ctx_str(err, "kind", holder->kind);
+    return -1;
+}
+
+static bool let_go_soon(const struct live_vm *vm)
+{
+    return vm->op == NULL || vm->op->persisted;
+}
+
+int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct core_request *req, const struct core_verb_args *args,
+                bool queue, struct operation **ret, struct error *err)
+{
+    if (!let_go_soon(vm) && !queue)
+        return busy_error(vm, err);
+    if (vm->core->n_running >= vm->core->config.max_operations) {
+        error_set(err, ERR_DAEMON_OVERLOADED, "%u operations are under way, the limit", vm->core->n_running);
+        return -1;
+    }
+    struct vm_op *vo = vm_op_new(vm, plan, req, args, err);
+    if (vo == NULL)
+        return -1;
+    vm->core->n_running++;
+    if (let_go_soon(vm) && vm->op_next == NULL) {
+        if (vm->op != NULL)
+            vm->core->n_running--; /* it is done but for its announcement, and lets go by itself */
+        vm->op = vo;
+    } else {
+        struct vm_op **end = &vm->op_next;
+        while (*end != NULL)
+            end = &(*end)->next;
+        *end = vo;
+        struct error reason = ERROR_INIT;
+        error_set(&reason, ERR_OPERATION_CANCELLED, "%s of VM %s was cancelled: %s was asked for", vm->op->plan->kind, vm->vm.name, plan->kind);
+        vm_op_cancel(vm->op, &reason);
+        error_done(&reason);
+    }
+    *ret = vo->res;
+    write_intent(vo);
+    return 0;
+}
+
+/* --- nothing to do --- */
+
+struct nothing {
+    struct operation *res;
+    struct live_vm *vm;
+};
+
+static void nothing_durable(void *arg, struct error *err)
+{
+    struct nothing *n = arg;
+
+    if (error_is_set(err))
+        operation_refused(n->res, err);
+    else
+        operation_publish_end(n->res);
+    operation_unref(n->res);
+    core_vm_unref(n->vm);
+    mem_free(n);
+}
+
+int vm_op_nothing(struct live_vm *vm, const struct core *core, const char *kind, const struct core_request *req,
+                  struct operation **ret, struct error *err)
+{
+    struct nothing *n = mem_zalloc(sizeof(*n));
+
+    if (n == NULL)
+        return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+    n->res = operation_new((struct core *)core, kind, vm, req, err);
+    if (n->res == NULL) {
+        mem_free(n);
+        return -1;
+    }
+    n->vm = core_vm_ref(vm);
+    n->res->state = OPERATION_SUCCEEDED;
+    n->res->cancellable = false;
+    n->res->finished_at = n->res->created_at;
+    n->res->method = "none";
+    n->res->result = vm->doc != NULL ? json_loadb(vm->doc, vm->doc_len, 0, NULL) : NULL;
+    struct change *ch = change_new(vm->core);
+    change_operation(ch, n->res);
+    if (req != NULL && req->idempotency_key != NULL && keys_add(vm->core, req->idempotency_key, req->fingerprint, n->res->id, n->res->created_at) == 0)
+        change_key(ch, req->idempotency_key, req->fingerprint, n->res->id, n->res->created_at);
+    *ret = n->res;
+    change_commit(ch, nothing_durable, n);
+    return 0;
+}
+
+/* --- the persist step --- */
+
+static void persist_durable(void *arg, struct error *err)
+{
+    struct vm_op *vo = arg;
+    struct live_vm *vm = vo->vm;
+
+    if (error_is_set(err)) {
+        vm->vm.state = vo->before;
+        vm->vm.has_operation = true;
+        vo->res->state = OPERATION_RUNNING;
+        vo->res->finished_at = 0;
+        json_decref(vo->res->result);
+        vo->res->result = NULL;
+        vm_op_resume(vo, err);
+        return;
+    }
+    vo->persisted = true;
+    if (vm->vm.state == VM_DESTROYED) { /* the name and the ports are free at once */
+        alloc_release(vm);
+        registry_remove(vm);
+    }
+    log_finish(vo);
+    operation_publish_end(vo->res);
+    vm_waits_check(vm);
+    vm_op_resume(vo, NULL);
+}
+
+int vm_op_persist(struct vm_op *vo, enum vm_state to, const char *cause, bool destroyed, struct error *err)
+{
+    struct live_vm *vm = vo->vm;
+
+    (void)err;
+    vo->before = vm->vm.state;
+    vm->vm.state = to;
+    vm->vm.has_operation = false;
+    if (to == VM_RUNNING || to == VM_STOPPED)
+        vm_failure_done(&vm->vm.failure);
+    vo->res->state = OPERATION_SUCCEEDED;
+    vo->res->method = vo->method;
+    vo->res->finished_at = clock_wall_ms();
+    for (unsigned i = 0; i < vo->res->n_steps; i++)
+        vo->res->steps[i].state = OP_STEP_DONE;
+    struct change *ch = change_new(vo->core);
+    change_vm(ch, vm, destroyed);
+    vo->res->result = vm_json(&vm->vm);
+    change_operation(ch, vo->res);
+    if (destroyed)
+        change_ports(ch, vm, true);
+    change_state_event(ch, vm, vo->res, vo->before, cause);
+    change_event(ch, "operation.finished", vm, vo->res, NULL, finish_data(vo->res));
+    change_commit(ch, persist_durable, vo);
+    return OP_WAIT;
+}
+
+/* --- from outside --- */
+
+int vm_op_cancel(struct vm_op *vo, struct error *reason)
+{
+    if (vo->op != NULL)
+        return op_cancel(vo->op, reason);
+    if (vo->ran)
+        return -1;
+    if (!error_is_set(&vo->cancelled))
+        error_move(&vo->cancelled, reason);
+    return 0;
+}
+
+void vm_op_exited(struct vm_op *vo, const struct backend_exit *end)
+{
+    vo->ended = true;
+    vo->end = *end;
+    mem_free(vo->end_tail);
+    vo->end_tail = end->stderr_tail != NULL ? mem_strdup(end->stderr_tail) : NULL;
+    vo->end.stderr_tail = vo->end_tail;
+    if (vo->on_exit != NULL) {
+        vo->on_exit(vo);
+        return;
+    }
+    if (vo->stop_asked || vo->op == NULL || vo->persisted)
+        return;
+    struct error reason = ERROR_INIT;
+    error_set(&reason, vo->started ? ERR_QEMU_SPAWN_FAILED : ERR_QEMU_QMP_COMMAND_FAILED, "VM %s ended during %s: %s", vo->vm->vm.name,
+              vo->plan->kind, end->detail);
+    if (vo->end_tail != NULL && *vo->end_tail != '\0')
+        error_cause(&reason, "%s", vo->end_tail);
+    op_cancel(vo->op, &reason);
+    error_done(&reason);
+}
+
+void vm_op_park(struct vm_op *vo)
+{
+    vo->parked = true;
+    step_stop_wait(vo);
+    if (vo->op != NULL)
+        op_abandon(vo->op);
+    vo->op = NULL;
+}
+
+void vm_ops_drop(struct live_vm *vm)
+{
+    while (vm->op != NULL) {
+        struct vm_op *vo = vm->op;
+        vm->op = vm->op_next;
+        if (vm->op_next != NULL)
+            vm->op_next = vm->op_next->next;
+        vo->vm->refs++; /* the one that the registry gives up next */
+        vm_op_free(vo);
+        vm->refs--;
+    }
+}
+
+int core_operation_cancel(struct core *core, struct operation *op, const char *request_id, struct error *err)
+{
+    struct error reason = ERROR_INIT;
+
+    (void)request_id;
+    if (operation_ended(op)) {
+        error_set(err, ERR_OPERATION_NOT_CANCELLABLE, "operation %s (%s) has already ended: %s", op->id, op->kind,
+                  operation_state_text(op->pub_state));
+        return -1;
+    }
+    struct live_vm *vm = registry_by_id(core, op->vm_id);
+    struct vm_op *vo = vm != NULL ? vm->op : NULL;
+    for (struct vm_op *q = vm != NULL ? vm->op_next : NULL; vo != NULL && vo->res != op; q = q->next)
+        vo = q;
+    error_done(&reason);
+    error_set(&reason, ERR_OPERATION_CANCELLED, "operation %s (%s of VM %s) was cancelled on request", op->id, op->kind, op->vm_name);
+    int rc = vo != NULL && vo->res == op ? vm_op_cancel(vo, &reason) : -1;
+    error_done(&reason);
+    if (rc < 0) {
+        error_set(err, ERR_OPERATION_NOT_CANCELLABLE, "operation %s (%s) has passed its point of no return", op->id, op->kind);
+        error_ctx_str(err, "operation", op->id);
+    }
+    return rc;
+}

@@ -1,0 +1,71 @@
+/* vm_power.c - what is asked of a VM that runs: reset, suspend, resume, restart.
+ *
+ * Happy path: one command to the backend, then persist.  Failure modes: the monitor refuses or stays mute: the VM stays as
+ * it was, the operation says why; the process dies meanwhile: the operation fails and the VM is settled by how it ended. */
+#include "base/mem.h"
+#include "core/ops/ops.h"
+
+static int power_reset(struct vm_op *vo, struct error *err)
+{
+    live_vm_conditions_booting(vo->vm);
+    return vo->vm->be->reset(vo->vm->bvm, &vo->call, err);
+}
+
+static int power_suspend(struct vm_op *vo, struct error *err)
+{
+    return vo->vm->be->suspend(vo->vm->bvm, &vo->call, err);
+}
+
+static int power_resume(struct vm_op *vo, struct error *err)
+{
+    return vo->vm->be->resume(vo->vm->bvm, &vo->call, err);
+}
+
+static int persist_reset(struct vm_op *vo, struct error *err)
+{
+    return vm_op_persist(vo, VM_RUNNING, vo->plan->kind, false, err);
+}
+
+static int persist_suspended(struct vm_op *vo, struct error *err)
+{
+    vm_condition_set(&vo->vm->vm, VM_COND_READY, false, "suspended", "");
+    return vm_op_persist(vo, VM_SUSPENDED, vo->plan->kind, false, err);
+}
+
+static int persist_resumed(struct vm_op *vo, struct error *err)
+{
+    struct vm *vm = &vo->vm->vm;
+
+    if (vm->conditions[VM_COND_DISK_IO].known)
+        vm_condition_set(vm, VM_COND_DISK_IO, true, "ok", "");
+    if (vm->conditions[VM_COND_AGENT].known && vm->conditions[VM_COND_AGENT].status)
+        vm_condition_set(vm, VM_COND_READY, true, "agent", "");
+    return vm_op_persist(vo, VM_RUNNING, vo->plan->kind, false, err);
+}
+
+/* Between the two halves of a restart: the first process is gone, nothing of it remains. */
+static int restart_turn(struct vm_op *vo, struct error *err)
+{
+    vo->stop_asked = false;
+    vo->ended = false;
+    change_lazy_event(vo->core, "vm.state_changed", vo->vm, vo->res,
+                      json_pack("{s:s,s:s,s:s}", "from", vm_state_text(vo->vm->vm.state), "to", "stopped", "cause", vo->plan->kind));
+    vm_runtime_stopped(&vo->vm->vm.runtime);
+    vo->vm->vm.state = VM_STOPPED;
+    return step_reserve(vo, err);
+}
+
+static const struct vm_step reset_steps[] = {{"reset", power_reset, .timeout_ms = 15000}, END_STEPS(persist_reset)};
+static const struct vm_step suspend_steps[] = {{"suspend", power_suspend, .timeout_ms = 15000}, END_STEPS(persist_suspended)};
+static const struct vm_step resume_steps[] = {{"resume", power_resume, .timeout_ms = 15000}, END_STEPS(persist_resumed)};
+static const struct vm_step restart_steps[] = {
+    STOP_STEPS,
+    {"reserve", restart_turn, .timeout_ms = 10000},
+    START_STEPS,
+    END_STEPS(step_persist_running),
+};
+
+const struct vm_plan vm_reset_plan = {"vm.reset", VM_RESET, reset_steps, ARRAY_SIZE(reset_steps), 60000};
+const struct vm_plan vm_suspend_plan = {"vm.suspend", VM_SUSPEND, suspend_steps, ARRAY_SIZE(suspend_steps), 60000};
+const struct vm_plan vm_resume_plan = {"vm.resume", VM_RESUME, resume_steps, ARRAY_SIZE(resume_steps), 60000};
+const struct vm_plan vm_restart_plan = {"vm.restart", VM_RESTART, restart_steps, ARRAY_SIZE(restart_steps), 240000};
