@@ -107,7 +107,6 @@ struct backend_vm {
     bool pressed_agent;
     bool adopting;
     struct backend_adoption *adoption;
-    struct proc_id found; /* adopt: what the search found */
 };
 
 /* ---- job.c ---- */
