@@ -154,12 +154,24 @@ void core_vm_unwait(struct vm_wait *w);
 struct core_log_chunk {
     const char *data;
     size_t len;
-    uint64_t offset, oldest, next;
+    uint64_t offset; /* of data[0]: behind what was asked for when bytes are no longer kept */
+    uint64_t oldest, next;
 };
-typedef void core_log_done(void *arg, const struct core_log_chunk *chunk, struct error *err);
-/* Reads a VM's log: the last `tail` lines, or from `offset` when tail is -1.  done comes once, on a later turn. */
-int core_vm_log(struct live_vm *vm, enum backend_log which, int64_t tail, uint64_t offset, size_t max, core_log_done *done,
-                void *arg, struct error *err);
+struct log_read;
+/* Reads a VM's log on the pool: the last `tail` lines, or from `offset` when tail is -1; at most `max` bytes.  done comes
+ * once, on a later turn (chunk NULL on error), unless log_read_cancel comes first.  NULL with err set when nothing began. */
+struct log_read *core_log_read(struct live_vm *vm, enum backend_log which, int64_t tail, uint64_t offset, size_t max,
+                               void (*done)(void *arg, const struct core_log_chunk *chunk, struct error *err), void *arg,
+                               struct error *err);
+void log_read_cancel(struct log_read *r); /* not after done */
+
+struct log_follow;
+/* Reads on as bytes come.  `fn` gets each chunk, then waits for log_follow_more: a slow reader is not flooded.  chunk NULL: the
+ * VM is gone; only log_follow_end is left to do. */
+struct log_follow *core_log_follow(struct live_vm *vm, enum backend_log which, int64_t tail, uint64_t offset,
+                                   void (*fn)(void *arg, const struct core_log_chunk *chunk), void *arg, struct error *err);
+void log_follow_more(struct log_follow *f);
+void log_follow_end(struct log_follow *f); /* NULL is fine; from fn too */
 /* Gathers the answer of GET explain; done once with the document (mem_free is the caller's) or an error. */
 int core_vm_explain(struct live_vm *vm, void (*done)(void *arg, char *json, struct error *err), void *arg, struct error *err);
 
