@@ -11,15 +11,15 @@
 #include "base/uuid.h"
 #include "http/private.h"
 
+/* RFC 9110's tchar, one bit for each of the 128 characters. */
+static const uint32_t tchar[4] = {0, 0x03ff6cfa, 0xc7fffffe, 0x57ffffff};
+
 static bool token_text(const char *s, size_t len)
 {
-    static const char others[] = "!#$%&'*+-.^_`|~";
-
     for (size_t i = 0; i < len; i++) {
-        char c = s[i];
+        unsigned char c = (unsigned char)s[i];
 
-        if (!((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
-              (c != '\0' && strchr(others, c) != NULL)))
+        if (c > 127 || (tchar[c >> 5] >> (c & 31) & 1) == 0)
             return false;
     }
     return len > 0;

@@ -55,7 +55,8 @@ struct http_config {
     const char *token;         /* for TCP; NULL: none */
     bool no_auth;              /* TCP on loopback without a token */
     unsigned max_connections;  /* per listener */
-    unsigned max_parked;       /* parked requests (waits), of max_connections */
+    unsigned max_parked;       /* parked requests (waits), of max_connections: beyond it a GET that would wait gets 503 and
+                                * http_prefer_wait says 0, so that changes answer 202 at once */
     unsigned max_streams;      /* SSE, follow, WebSocket */
     int64_t header_timeout_ms; /* from the first byte of a connection to complete headers */
     int64_t body_timeout_ms;   /* for a whole body */
@@ -68,7 +69,7 @@ struct http_server;
 /* Binds and serves; sockets passed by systemd (LISTEN_FDS, LISTEN_PID) are used in place of socket_path when they are there.
  * `routes` ends with a zeroed row and outlives the server; `arg` goes to each handler.
  * Fails: ERR_IO (address in use: says by whom where it can be told), ERR_API_UNAUTHORIZED-free ERR_API_FORBIDDEN when TCP is asked without token and
- * without no_auth on loopback. */
+ * without no_auth on loopback.  Not to be freed from within a handler. */
 struct http_server *http_server_new(struct loop *loop, const struct http_config *config, const struct http_route *routes,
                                     void *arg, struct error *err);
 /* No new connections; parked requests are answered 503 daemon::shutting_down, streams ended, answers in flight go out.
@@ -91,7 +92,9 @@ const char *http_query(const struct http_request *req, const char *name); /* its
 void http_query_each(const struct http_request *req, bool (*fn)(void *arg, const char *name, const char *value), void *arg);
 /* N of `Prefer: wait=N`, capped at 600; 0 without one. */
 int http_prefer_wait(const struct http_request *req);
-/* Called once if the client leaves before the answer; fn NULL revokes. */
+/* Called once if the client leaves before the answer, or the wait ends otherwise (drain, over max_parked, server freed);
+ * the request must not be touched afterwards.  fn NULL revokes: then the request stays valid until it is answered, even
+ * when its client has left, and a drain waits for it. */
 void http_on_gone(struct http_request *req, void (*fn)(void *arg, struct http_request *req), void *arg);
 
 /* Answers.  Headers first; `body` is copied. */

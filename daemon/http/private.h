@@ -73,7 +73,6 @@ struct http_conn {
     bool parked; /* counted in the server's parked */
     bool in_handler;
     bool abort;    /* nothing more is sent: close at libmicrohttpd's next call */
-    bool left;     /* the client was seen leaving */
     bool closing;  /* tell the client that the connection ends with this answer */
     bool has_body;
     bool extra_failed;
@@ -200,9 +199,9 @@ void http_on_completed(void *cls, struct MHD_Connection *mhd, void **ctx, enum M
 void http_answer(struct http_conn *conn, unsigned status, struct MHD_Response *response);
 void http_suspend(struct http_conn *conn);
 void http_resume(struct http_conn *conn);
-void http_watch(struct http_conn *conn);   /* looks out for the client's leaving */
+bool http_watch(struct http_conn *conn); /* looks out for the client's leaving; false: no memory */
 void http_unwatch(struct http_conn *conn);
-void http_cut(struct http_conn *conn);     /* the connection ends, whatever it is doing */
+void http_cut(struct http_conn *conn); /* the connection ends, whatever it is doing */
 void http_drain_conn(struct http_conn *conn);
 void http_free_conn_users(struct http_conn *conn); /* server_free: nobody may touch it after */
 

@@ -62,7 +62,6 @@ static void hung_up(void *arg, int events)
 
     (void)events;
     poller_set(conn->watch, 0);
-    conn->left = true;
     if (conn->stream != NULL) {
         http_stream_left(conn->stream);
     } else if (conn->state == CONN_PARKED && conn->gone != NULL) {
@@ -72,16 +71,11 @@ static void hung_up(void *arg, int events)
     }
 }
 
-void http_watch(struct http_conn *conn)
+bool http_watch(struct http_conn *conn)
 {
-    struct error err = ERROR_INIT;
-
-    if (conn->watch != NULL)
-        return;
-    conn->watch = poller_new(conn_server(conn)->loop, conn->fd, POLLER_HANGUP, hung_up, conn, &err);
-    if (conn->watch == NULL) /* the client's leaving will then be noticed at the answer */
-        LOG_WARN("cannot watch a parked client", "error", err.message);
-    error_done(&err);
+    if (conn->watch == NULL)
+        conn->watch = poller_new(conn_server(conn)->loop, conn->fd, POLLER_HANGUP, hung_up, conn, NULL);
+    return conn->watch != NULL;
 }
 
 void http_unwatch(struct http_conn *conn)
@@ -153,17 +147,21 @@ static enum MHD_Result refuse_now(struct http_conn *conn, const struct error *er
     return conn->answer != NULL ? queue_answer(conn) : MHD_NO;
 }
 
-/* Suspends until http_answer. */
+/* Suspends until http_answer.  A read that cannot wait is refused; a change has begun, so it waits in any case, and a
+ * client that leaves it unseen is noticed at the answer. */
 static enum MHD_Result park(struct http_conn *conn)
 {
     struct http_server *server = conn_server(conn);
+    bool full = server->stats.parked >= server->config.max_parked;
+    bool watched = conn->gone == NULL || http_watch(conn);
 
-    if (conn->gone != NULL && conn->req.method == HTTP_GET && server->stats.parked >= server->config.max_parked) {
+    if (conn->gone != NULL && conn->req.method == HTTP_GET && (full || !watched)) {
         struct error err = ERROR_INIT;
 
         call_gone(conn);
         server->stats.refused++;
-        error_set(&err, ERR_DAEMON_OVERLOADED, "%u requests wait already", server->config.max_parked);
+        error_set(&err, ERR_DAEMON_OVERLOADED, full ? "%u requests wait already" : "no memory beside %u waiting requests",
+                  server->stats.parked);
         enum MHD_Result rc = refuse_now(conn, &err);
         error_done(&err);
         return rc;
@@ -171,8 +169,6 @@ static enum MHD_Result park(struct http_conn *conn)
     conn->parked = true;
     server->stats.parked++;
     http_suspend(conn);
-    if (conn->gone != NULL)
-        http_watch(conn);
     return MHD_YES;
 }
 
@@ -184,7 +180,6 @@ static enum MHD_Result dispatch(struct http_conn *conn)
     conn->deadline = 0;
     conn->req.body = conn->body.data != NULL ? conn->body.data : "";
     conn->req.body_len = conn->body.len;
-    server->stats.requests++;
     conn->in_handler = true;
     conn->route->handler(&conn->req, server->arg);
     conn->in_handler = false;
@@ -249,6 +244,7 @@ static enum MHD_Result begin(struct http_conn *conn, const char *method, const c
     struct error err = ERROR_INIT;
 
     conn->state = CONN_BODY;
+    conn_server(conn)->stats.requests++;
     http_headers_walk(conn);
     http_request_id(conn);
     /* Until proven otherwise: a refusal of the peer must not wait for a body. */

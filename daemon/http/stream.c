@@ -159,14 +159,14 @@ struct http_stream *http_stream_start(struct http_request *req, int status, cons
         return NULL;
     if (server->stats.streams < server->config.max_streams && !conn->extra_failed)
         s = stream_new(conn, max_pending, events, arg);
-    if (s != NULL)
+    if (s != NULL && http_watch(conn))
         response = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, read_pending, s, response_freed);
     if (response == NULL) {
         struct error err = ERROR_INIT;
 
         mem_free(s);
         server->stats.refused++;
-        error_set(&err, ERR_DAEMON_OVERLOADED, "%u streams are open already", server->stats.streams);
+        error_set(&err, ERR_DAEMON_OVERLOADED, "no more streams beside the %u open", server->stats.streams);
         http_reply_error(req, &err);
         error_done(&err);
         return NULL;
@@ -176,7 +176,6 @@ struct http_stream *http_stream_start(struct http_request *req, int status, cons
     conn->stream = s;
     server->stats.streams++;
     http_answer(conn, (unsigned)status, response);
-    http_watch(conn);
     return s;
 }
 

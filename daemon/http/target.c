@@ -24,6 +24,7 @@ static int hex_digit(char c)
 static char *decode(const char *in, size_t len, bool plus, char *out, const char **ret_bad)
 {
     char *start = out;
+    bool wide = false;
 
     for (size_t i = 0; i < len; i++) {
         char c = in[i];
@@ -49,10 +50,11 @@ static char *decode(const char *in, size_t len, bool plus, char *out, const char
         } else if (c == '+' && plus) {
             c = ' ';
         }
+        wide |= (unsigned char)c > 127;
         *out++ = c;
     }
     *out = '\0';
-    if (!utf8_valid(start, (size_t)(out - start))) {
+    if (wide && !utf8_valid(start, (size_t)(out - start))) {
         *ret_bad = "the request target is not UTF-8";
         return NULL;
     }
