@@ -824,7 +824,7 @@ static void listening(void **state)
     static const char *const any[] = {"0.0.0.0:0", NULL}, *const loopback[] = {"127.0.0.1:0", NULL}, *const bad[] = {"localhost:1", NULL};
     struct http_config config;
     enum error_code code;
-    char text[300];
+    char text[ERROR_MESSAGE_MAX];
     struct stat st;
 
     (void)state;
@@ -933,6 +933,8 @@ static void peers(void **state)
     assert_int_equal(in_child(as_stranger), 0);
 }
 
+static struct loop *parents_loop;
+
 /* Serves on a socket passed as fd 3, as systemd does; runs in a child, whose descriptors are its own. */
 static void serve_passed(void)
 {
@@ -951,6 +953,7 @@ static void serve_passed(void)
     snprintf(pid, sizeof(pid), "%d", (int)getpid());
     setenv("LISTEN_PID", pid, 1);
     setenv("LISTEN_FDS", "1", 1);
+    parents_loop = f.loop; /* its descriptors are closed here: left alone */
     f.loop = loop_new(&err);
     f.config.socket_path = "/nonexistent/s"; /* not used */
     f.server = http_server_new(f.loop, &f.config, routes, NULL, &err);
