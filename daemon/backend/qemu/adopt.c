@@ -146,11 +146,6 @@ static void adopt_uuid(struct backend_vm *bvm, json_t *ret, struct error *err)
     } else if (!uuid || strcmp(uuid, bvm->id) != 0) {
         LOG_WARN("a monitor answers for another VM", "vm", bvm->vm->name, "uuid", uuid);
         process_detach(bvm);
-        bvm->child = NULL;
-        bvm->watch = NULL;
-        bvm->agent = NULL;
-        bvm->console = NULL;
-        bvm->alive = false;
         adopt_finish(bvm, BACKEND_FOUND_NOTHING);
     } else if (monitor_ask(bvm, "query-kvm", NULL, adopt_kvm, &own) < 0) {
         adopt_mute(bvm);

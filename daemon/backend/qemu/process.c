@@ -257,11 +257,12 @@ int qemu_terminate(struct backend_vm *bvm, struct error *err)
 
 void process_detach(struct backend_vm *bvm)
 {
-    child_free(bvm->child);
-    proc_watch_free(bvm->watch);
+    child_free(TAKE_PTR(bvm->child));
+    proc_watch_free(TAKE_PTR(bvm->watch));
     monitor_close(bvm);
-    agent_free(bvm->agent);
+    agent_free(TAKE_PTR(bvm->agent));
     if (bvm->console)
-        console_free(bvm->console);
-    fd_close(bvm->tap_fd);
+        console_free(TAKE_PTR(bvm->console));
+    bvm->tap_fd = fd_close(bvm->tap_fd);
+    bvm->alive = false;
 }
