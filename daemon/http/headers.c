@@ -95,13 +95,21 @@ static void known_header(struct http_headers *h, const char *key, size_t len, co
     }
 }
 
+/* A folded header line reaches us as a name with the folded text hung on to it: "Transfer-Encoding:\r\n chunked" becomes
+ * "Transfer-Encodingchunked".  Those that say how long a body is must not vanish so. */
+static bool folded(const char *key, size_t len)
+{
+    return (len > 14 && (key[0] | 0x20) == 'c' && strncasecmp(key, "Content-Length", 14) == 0) ||
+           (len > 17 && (key[0] | 0x20) == 't' && strncasecmp(key, "Transfer-Encoding", 17) == 0);
+}
+
 static enum MHD_Result walk(void *arg, enum MHD_ValueKind kind, const char *key, size_t key_len, const char *value,
                             size_t value_len)
 {
     struct http_headers *h = arg;
 
     (void)kind;
-    if (!token_text(key, key_len))
+    if (!token_text(key, key_len) || folded(key, key_len))
         h->bad_name = true;
     if (value == NULL)
         value = "";

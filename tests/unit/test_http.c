@@ -463,6 +463,8 @@ static void malformed(void **state)
         "POST /v1/vms HTTP/1.1\r\n" H J "Transfer-Encoding: identity\r\n\r\n",
         "POST /v1/vms HTTP/1.1\r\n" H J "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "POST /v1/vms HTTP/1.1\r\n" H J "Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
+        "POST /v1/vms HTTP/1.1\r\n" H J "Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n", /* folded lines */
+        "POST /v1/vms HTTP/1.1\r\n" H J "content-length: 0\r\n\t2\r\n\r\n{}",
         "POST /v1/vms HTTP/1.0\r\n" J "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "GET /v1/vms/a%00b HTTP/1.1\r\n" H "\r\n",
         "GET /v1/vms/a?q=%00 HTTP/1.1\r\n" H "\r\n",
@@ -933,7 +935,7 @@ static void peers(void **state)
     assert_int_equal(in_child(as_stranger), 0);
 }
 
-static struct loop *parents_loop;
+static struct loop *volatile parents_loop;
 
 /* Serves on a socket passed as fd 3, as systemd does; runs in a child, whose descriptors are its own. */
 static void serve_passed(void)
