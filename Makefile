@@ -15,18 +15,26 @@ PYTHON   ?= /usr/bin/python3
 SBINDIR   = $(PREFIX)/sbin
 BINDIR    = $(PREFIX)/bin
 LIBEXEC   = $(PREFIX)/libexec/vmmd
-DATADIR   = $(PREFIX)/share/vmmd
+DATADIR   = $(PREFIX)/share
 MANDIR    = $(PREFIX)/share/man
+DOCDIR    = $(PREFIX)/share/doc/vmmd
 UNITDIR  ?= $(PREFIX)/lib/systemd/system
+SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
+TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
 
 PACKAGES := libmicrohttpd jansson sqlite3 libuv libcurl libarchive libseccomp nettle
-WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wconversion -Wimplicit-fallthrough=5 -Wvla -Wno-missing-field-initializers -Werror
+WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wconversion -Wvla -Wno-missing-field-initializers -Werror
+# 5: the attribute and no comment says that a case falls through; clang takes nothing else and no number.
+WARNINGS += $(if $(findstring clang,$(CC)),-Wimplicit-fallthrough,-Wimplicit-fallthrough=5)
 OPTIMISE ?= -O2 -g
 SANITIZE ?=
 HARDEN   ?= -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fPIE
+LIBS_FOUND := $(shell pkg-config --exists $(PACKAGES) 2>/dev/null && echo yes)
 CPPFLAGS += -D_GNU_SOURCE -DVMMD_VERSION='"$(VERSION)"' -DVMMD_LIBEXEC='"$(LIBEXEC)"' -Idaemon -Iapi -I$(BUILD)/gen
-CFLAGS   += -std=gnu17 $(OPTIMISE) $(WARNINGS) $(HARDEN) $(SANITIZE) -pthread $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
+CFLAGS   += -std=gnu17 $(OPTIMISE) $(WARNINGS) $(HARDEN) $(SANITIZE) -pthread
+CFLAGS   += $(if $(LIBS_FOUND),$(shell pkg-config --cflags $(PACKAGES) 2>/dev/null))
 LDFLAGS  += $(SANITIZE) -pie -Wl,-z,relro,-z,now -pthread
+CFLAGS   := $(CFLAGS)
 
 LIB_SRC    := $(filter-out daemon/main.c,$(wildcard daemon/*.c daemon/base/*.c daemon/loop/*.c daemon/model/*.c daemon/qmp/*.c daemon/guest/*.c \
               daemon/image/*.c daemon/net/*.c daemon/cloudinit/*.c daemon/backend/*.c daemon/backend/*/*.c \
@@ -41,16 +49,22 @@ FAULT_TESTS := $(patsubst tests/fault/%.c,$(BUILD)/tests/%,$(wildcard tests/faul
 C_TESTS    := $(UNIT_TESTS) $(OPS_TESTS) $(FAULT_TESTS)
 TEST_LIB   := $(patsubst %.c,$(BUILD)/obj/%.o,$(filter-out $(wildcard tests/unit/test_*.c),$(wildcard tests/unit/*.c)))
 BENCHES    := $(patsubst tests/bench/%.c,$(BUILD)/bench/%,$(wildcard tests/bench/*.c))
+MANUALS    := $(patsubst contrib/man/%.scd,$(BUILD)/man/%,$(wildcard contrib/man/*.scd))
 
 DAEMON_LIBS = $(shell pkg-config --libs libmicrohttpd jansson sqlite3 libuv libarchive nettle)
 CLIENT_LIBS = $(shell pkg-config --libs libcurl jansson)
 HELPER_LIBS = $(shell pkg-config --libs libseccomp jansson)
 
-.DEFAULT_GOAL := all
-.PHONY: all deps help
-.DELETE_ON_ERROR:
+export PYTHONDONTWRITEBYTECODE := 1
 
-all: $(BUILD)/vmmd $(BUILD)/vmctl $(HELPERS)
+.DEFAULT_GOAL := all
+.DELETE_ON_ERROR:
+.SUFFIXES:
+
+##@ Build
+
+.PHONY: all
+all: $(BUILD)/vmmd $(BUILD)/vmctl $(HELPERS) ## build vmmd, vmctl and the helpers
 
 $(BUILD)/vmmd: $(BUILD)/obj/daemon/main.o $(BUILD)/libvmmd.a
 	$(CC) $(LDFLAGS) -o $@ $^ $(DAEMON_LIBS)
@@ -65,9 +79,21 @@ $(BUILD)/libvmmd.a: $(LIB_OBJ)
 	@rm -f $@
 	ar rcs $@ $^
 
-$(BUILD)/obj/%.o: %.c
+# The flags file changes with the compiler, its flags and PREFIX, and what was built with others is built anew.
+$(BUILD)/obj/%.o: %.c $(BUILD)/gen/flags
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/gen/flags: export FLAGS = $(CC) $(CPPFLAGS) $(CFLAGS)
+$(BUILD)/gen/flags: FORCE $(if $(LIBS_FOUND),,missing-libraries)
+	@mkdir -p $(@D)
+	@printf '%s\n' "$$FLAGS" | cmp -s - $@ || printf '%s\n' "$$FLAGS" >$@
+
+.PHONY: FORCE missing-libraries
+FORCE:
+missing-libraries:
+	@contrib/deps.sh --need build || exit 1
+	@echo "pkg-config does not find all of: $(PACKAGES)" >&2; exit 1
 
 # The contract, as a C array inside the daemon.
 $(BUILD)/gen/openapi_yaml.h: api/openapi.yaml
@@ -91,5 +117,153 @@ $(FAULT_TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/fault/%.o $(TEST_LIB) $(BUI
 $(BENCHES): $(BUILD)/bench/%: $(BUILD)/obj/tests/bench/%.o $(BUILD)/libvmmd.a
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ $(DAEMON_LIBS)
+
+$(MANUALS): $(BUILD)/man/%: contrib/man/%.scd
+	@mkdir -p $(@D)
+	@command -v scdoc >/dev/null || contrib/deps.sh --need build
+	scdoc <$< >$@
+
+.PHONY: c-tests manuals benches
+c-tests: $(C_TESTS)
+manuals: $(MANUALS)
+benches: $(BENCHES)
+
+# One build of the guest serves every build of the daemon.
+GUEST_FILES := $(addprefix build/guest/,vmlinuz initrd.img tiny.qcow2)
+.PHONY: guest
+guest: $(GUEST_FILES) ## build the test guest: build/guest/{vmlinuz,initrd.img,tiny.qcow2}
+$(GUEST_FILES) &: contrib/guest/build.sh $(shell find contrib/guest/rootfs)
+	@contrib/deps.sh --need guest
+	contrib/guest/build.sh build/guest
+
+##@ Debian packages
+
+.PHONY: deps deps-all
+deps: ## install what is missing to build vmmd, to run it and to make the guest
+	@contrib/deps.sh build run guest
+
+deps-all: ## … and to test it
+	@contrib/deps.sh build run guest test lint valgrind clang
+
+##@ Try it
+
+.PHONY: demo
+demo: ## a real guest through its whole life, by curl and vmctl
+	@MAKE='$(MAKE)' contrib/demo/demo.sh
+
+##@ Tests
+
+PYTEST     = $(PYTHON) -m pytest -q -n 2
+RUN_C      = tests/lib/run-c-tests.sh
+NEED_TESTS = @contrib/deps.sh --need build run test
+
+.PHONY: check check-unit check-http check-cli check-e2e
+check: ## everything: packages, build, guest, lint and all tests
+	@MAKE='$(MAKE)' PYTHON='$(PYTHON)' tests/lib/check.sh
+
+check-unit: c-tests ## the tests in C
+	@$(RUN_C) $(C_TESTS)
+
+check-http: all ## the API, from outside
+	$(NEED_TESTS)
+	@$(PYTEST) tests/http
+
+check-cli: all ## vmctl, from outside
+	$(NEED_TESTS)
+	@$(PYTEST) tests/cli
+
+check-e2e: all guest ## real guests
+	$(NEED_TESTS)
+	@$(PYTEST) tests/e2e
+
+# Each sanitizer has a build of its own, and C tests and black box tests that stay away from QEMU run on it.
+ASAN_FLAGS = BUILD=build-asan SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined' HARDEN=-fPIE OPTIMISE='-O1 -g -fno-omit-frame-pointer'
+TSAN_FLAGS = BUILD=build-tsan SANITIZE=-fsanitize=thread HARDEN=-fPIE OPTIMISE='-O1 -g -fno-omit-frame-pointer'
+ASAN_TESTS ?= tests/http tests/cli
+TSAN_TESTS ?= tests/http/test_lifecycle.py tests/http/test_operations.py tests/http/test_events.py tests/http/test_restart.py
+# The sanitized programs, with a deadline stretched for them and coverage kept apart.
+sanitized = VMMD_BIN=$(CURDIR)/$(1)/vmmd VMCTL_BIN=$(CURDIR)/$(1)/vmctl VMMD_TEST_SLOW=4 VMMD_COVERAGE_DIR=$(CURDIR)/$(1)/coverage
+
+.PHONY: check-asan check-tsan check-valgrind
+check-asan: export ASAN_OPTIONS = detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1
+check-asan: export UBSAN_OPTIONS = print_stacktrace=1
+check-asan: ## C tests, API and vmctl under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(NEED_TESTS)
+	@$(MAKE) --no-print-directory $(ASAN_FLAGS) all c-tests
+	@$(MAKE) --no-print-directory $(ASAN_FLAGS) RUN_C='$(RUN_C) -t 300' check-unit
+	@$(call sanitized,build-asan) $(PYTEST) $(ASAN_TESTS)
+
+check-tsan: export TSAN_OPTIONS = halt_on_error=0 second_deadlock_stack=1
+check-tsan: ## C tests and a part of the API's under ThreadSanitizer
+	$(NEED_TESTS)
+	@$(MAKE) --no-print-directory $(TSAN_FLAGS) all c-tests
+	@$(MAKE) --no-print-directory $(TSAN_FLAGS) RUN_C='$(RUN_C) -t 300 -w "setarch -R"' check-unit
+	@$(call sanitized,build-tsan) setarch -R $(PYTEST) $(TSAN_TESTS)
+
+# valgrind 3.19 knows no pidfd_open(2): what watches processes cannot run under it.
+VALGRIND_CANNOT = test_child
+VALGRIND = valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite,indirect --child-silent-after-fork=yes
+check-valgrind: c-tests ## the unit tests under valgrind
+	@contrib/deps.sh --need build test valgrind
+	@for test in $(VALGRIND_CANNOT); do echo "$$test: not run: valgrind 3.19 does not know pidfd_open"; done
+	@$(RUN_C) -t 600 -w '$(VALGRIND)' $(filter-out $(addprefix $(BUILD)/tests/,$(VALGRIND_CANNOT)),$(UNIT_TESTS))
+
+.PHONY: lint format bench
+lint: all manuals ## the rules of the house
+	@contrib/deps.sh --need build test lint
+	@PYTHON='$(PYTHON)' BUILD='$(BUILD)' tests/lint/run.sh
+
+format: ## clang-format over all C
+	@contrib/deps.sh --need lint
+	@git ls-files -co --exclude-standard '*.c' '*.h' | xargs clang-format -i
+
+bench: all benches guest ## speed and size, as ratios
+	@contrib/deps.sh --need build run test
+	@tests/bench/run.sh
+
+##@ Install (DESTDIR, PREFIX)
+
+# What install makes and uninstall removes.
+INSTALLED = $(SBINDIR)/vmmd $(BINDIR)/vmctl $(patsubst $(BUILD)/%,$(LIBEXEC)/%,$(HELPERS)) \
+    $(UNITDIR)/vmmd.service $(UNITDIR)/vmmd.socket $(SYSUSERSDIR)/vmmd.conf $(TMPFILESDIR)/vmmd.conf \
+    $(foreach page,$(notdir $(MANUALS)),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(page)) \
+    $(DATADIR)/bash-completion/completions/vmctl $(DATADIR)/zsh/site-functions/_vmctl \
+    $(DATADIR)/fish/vendor_completions.d/vmctl.fish \
+    $(DOCDIR)/README.md $(DOCDIR)/CHANGELOG.md $(DOCDIR)/errors.md $(DOCDIR)/openapi.yaml $(DOCDIR)/LICENSE
+
+$(BUILD)/completions/%: $(BUILD)/vmctl
+	@mkdir -p $(@D)
+	@$< completion $* >$@
+
+.PHONY: install uninstall
+install: all manuals $(BUILD)/completions/bash $(BUILD)/completions/zsh $(BUILD)/completions/fish ## install
+	@mkdir -p $(addprefix $(DESTDIR),$(sort $(dir $(INSTALLED))))
+	install -m 755 $(BUILD)/vmmd $(DESTDIR)$(SBINDIR)/vmmd
+	install -m 755 $(BUILD)/vmctl $(DESTDIR)$(BINDIR)/vmctl
+	install -m 755 $(HELPERS) $(DESTDIR)$(LIBEXEC)/
+	@sed 's|/usr/sbin/vmmd|$(SBINDIR)/vmmd|' systemd/vmmd.service >$(BUILD)/vmmd.service
+	install -m 644 $(BUILD)/vmmd.service systemd/vmmd.socket $(DESTDIR)$(UNITDIR)/
+	install -m 644 systemd/vmmd.sysusers $(DESTDIR)$(SYSUSERSDIR)/vmmd.conf
+	install -m 644 systemd/vmmd.tmpfiles $(DESTDIR)$(TMPFILESDIR)/vmmd.conf
+	@set -e; for page in $(notdir $(MANUALS)); do \
+	    install -m 644 $(BUILD)/man/$$page $(DESTDIR)$(MANDIR)/man$${page##*.}/$$page; done
+	install -m 644 $(BUILD)/completions/bash $(DESTDIR)$(DATADIR)/bash-completion/completions/vmctl
+	install -m 644 $(BUILD)/completions/zsh $(DESTDIR)$(DATADIR)/zsh/site-functions/_vmctl
+	install -m 644 $(BUILD)/completions/fish $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/vmctl.fish
+	install -m 644 README.md CHANGELOG.md LICENSE docs/errors.md api/openapi.yaml $(DESTDIR)$(DOCDIR)/
+	@test -n "$(DESTDIR)" || echo "Now: systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload && systemctl enable --now vmmd"
+
+uninstall: ## remove what install made; data and configuration stay
+	rm -f $(addprefix $(DESTDIR),$(INSTALLED))
+	@for dir in $(DESTDIR)$(LIBEXEC) $(DESTDIR)$(DOCDIR); do rmdir "$$dir" 2>/dev/null || true; done
+
+##@ Other
+
+.PHONY: clean help
+clean: ## remove everything that was built
+	rm -rf build build-asan build-tsan build-clang
+
+help: ## this list
+	@awk -F ':.*## ' '/^##@/ { print "\n" substr($$0, 5) } /^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
