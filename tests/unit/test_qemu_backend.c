@@ -347,6 +347,7 @@ static void test_adopt(void **state)
     f->be->detach(f->bvm);
     kill(f->vm.runtime.pid, SIGKILL);
     f->bvm = f->be->attach(f->be, &f->vm, &events, f, &f->err);
+    timer_start(f->patience, PATIENCE_MS, 0); /* keeps the loop turning */
     for (int64_t until = clock_mono_ms() + 5000; kill(f->vm.runtime.pid, 0) == 0 && clock_mono_ms() < until;)
         loop_run_once(f->loop, false);
     adopt(f, &a);
