@@ -77,6 +77,9 @@ struct http_server *http_server_new(struct loop *loop, const struct http_config 
 void http_server_drain(struct http_server *server, int64_t grace_ms, void (*done)(void *arg), void *arg);
 void http_server_free(struct http_server *server); /* also unlinks the Unix socket it made */
 
+/* Replaces the token of TCP requests from now on; -1 when memory is short and the old one stays. */
+int http_server_set_token(struct http_server *server, const char *token);
+
 struct http_stats {
     uint64_t requests;
     uint64_t responses[6]; /* by status / 100 */

@@ -224,6 +224,17 @@ void http_server_drain(struct http_server *server, int64_t grace_ms, void (*done
     http_check_drained(server);
 }
 
+int http_server_set_token(struct http_server *server, const char *token)
+{
+    char *copy = mem_strdup(token);
+
+    if (copy == NULL)
+        return -1;
+    mem_free(server->token);
+    server->token = copy;
+    return 0;
+}
+
 void http_server_free(struct http_server *server)
 {
     if (server == NULL)

@@ -1,0 +1,143 @@
+/* request.c - what the resources have in common when they read a request. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "base/str.h"
+#include "model/digest.h"
+#include "model/fields.h"
+#include "rest/rest.h"
+
+enum { JSON_DEPTH_MAX = 32 };
+
+static int json_error(struct error *err, int line, int column, const char *what)
+{
+    error_set(err, ERR_API_INVALID_JSON, "line %d, column %d: %s", line, column, what);
+    error_ctx_int(err, "line", line);
+    error_ctx_int(err, "column", column);
+    return -1;
+}
+
+/* Brackets beyond the depth, outside strings; the parser would recurse. */
+static int check_depth(const char *s, size_t len, struct error *err)
+{
+    int depth = 0, line = 1, column = 0;
+    bool in_string = false;
+
+    for (size_t i = 0; i < len; i++) {
+        column++;
+        if (s[i] == '\n') {
+            line++;
+            column = 0;
+        } else if (in_string) {
+            if (s[i] == '\\')
+                i++, column++;
+            else if (s[i] == '"')
+                in_string = false;
+        } else if (s[i] == '"') {
+            in_string = true;
+        } else if (s[i] == '{' || s[i] == '[') {
+            if (++depth > JSON_DEPTH_MAX)
+                return json_error(err, line, column, "nested too deep (32 levels at most)");
+        } else if (s[i] == '}' || s[i] == ']') {
+            depth--;
+        }
+    }
+    return 0;
+}
+
+json_t *rest_body(struct http_request *req, struct error *err)
+{
+    json_error_t where;
+
+    if (req->body_len == 0)
+        return json_object();
+    if (check_depth(req->body, req->body_len, err) < 0)
+        return NULL;
+    json_t *body = json_loadb(req->body, req->body_len, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &where);
+    if (body == NULL)
+        json_error(err, where.line > 0 ? where.line : 1, where.column > 0 ? where.column : 1, where.text);
+    return body;
+}
+
+int rest_query_int(struct http_request *req, const char *name, int64_t min, int64_t max, int64_t *ret, struct error *err)
+{
+    const char *text = http_query(req, name);
+    char pointer[64], expected[64];
+
+    if (text == NULL || str_to_i64(text, min, max, ret))
+        return 0;
+    snprintf(pointer, sizeof(pointer), "/%s", name);
+    snprintf(expected, sizeof(expected), "%lld–%lld", (long long)min, (long long)max);
+    return field_pointer_error(err, pointer, expected, "the query's %s must be %s", name, expected);
+}
+
+int rest_core_request(struct http_request *req, const json_t *body, struct core_request *ret, char buffer[REST_FINGERPRINT_MAX],
+                      struct error *err)
+{
+    const char *key = req->method == HTTP_POST ? http_header(req, "Idempotency-Key") : NULL;
+
+    *ret = (struct core_request){.request_id = req->request_id};
+    if (key == NULL)
+        return 0;
+    size_t len = strlen(key);
+    if (len < 1 || len > 255)
+        return field_pointer_error(err, "/Idempotency-Key", "1–255 bytes", "the Idempotency-Key must have 1–255 bytes");
+    for (size_t i = 0; i < len; i++)
+        if (key[i] < 0x21 || key[i] > 0x7e)
+            return field_pointer_error(err, "/Idempotency-Key", "printable ASCII without spaces",
+                                       "the Idempotency-Key must be printable ASCII without spaces");
+    char *text = body != NULL ? json_dumps(body, JSON_COMPACT | JSON_SORT_KEYS | JSON_ENCODE_ANY) : mem_strdup("{}");
+    CLEANUP_FREE char *all = text != NULL ? mem_printf("%d %s %s", req->method, req->path, text) : NULL;
+    mem_free(text);
+    if (all == NULL)
+        return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+    digest_sha256(all, strlen(all), buffer);
+    ret->idempotency_key = key;
+    ret->fingerprint = buffer;
+    return 0;
+}
+
+char *rest_cursor_make(const char *text)
+{
+    size_t len = strlen(text);
+    char *hex = mem_alloc(2 * len + 1);
+
+    if (hex != NULL)
+        str_hex(text, len, hex);
+    return hex;
+}
+
+static int hex_digit(char c)
+{
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+int rest_cursor_parse(struct http_request *req, char **ret, struct error *err)
+{
+    const char *hex = http_query(req, "cursor");
+    size_t len = hex != NULL ? strlen(hex) : 0;
+
+    *ret = mem_alloc(len / 2 + 1);
+    if (*ret == NULL)
+        return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+    bool good = hex == NULL || (len > 0 && len % 2 == 0 && len <= 512);
+    for (size_t i = 0; good && i < len / 2; i++) {
+        int high = hex_digit(hex[2 * i]), low = hex_digit(hex[2 * i + 1]);
+        good = high >= 0 && low >= 0 && (high > 0 || low > 0);
+        (*ret)[i] = (char)(high * 16 + low);
+    }
+    (*ret)[good ? len / 2 : 0] = '\0';
+    if (good && strspn(*ret, "abcdefghijklmnopqrstuvwxyz0123456789-") == strlen(*ret))
+        return 0;
+    mem_free(*ret);
+    *ret = NULL;
+    return field_pointer_error(err, "/cursor", "the next_cursor of a page", "the query's cursor is none of ours");
+}
+
+void rest_refuse(struct http_request *req, struct error *err)
+{
+    http_reply_error(req, err);
+    error_done(err);
+}
