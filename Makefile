@@ -46,6 +46,7 @@ HELPERS    := $(patsubst daemon/helpers/%.c,$(BUILD)/%,$(wildcard daemon/helpers
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
 OPS_TESTS  := $(patsubst tests/ops/%.c,$(BUILD)/tests/%,$(wildcard tests/ops/test_*.c))
 FAULT_TESTS := $(patsubst tests/fault/%.c,$(BUILD)/tests/%,$(wildcard tests/fault/test_*.c))
+OPS_LIB    := $(BUILD)/obj/tests/ops/core_bed.o
 C_TESTS    := $(UNIT_TESTS) $(OPS_TESTS) $(FAULT_TESTS)
 TEST_LIB   := $(patsubst %.c,$(BUILD)/obj/%.o,$(filter-out $(wildcard tests/unit/test_*.c),$(wildcard tests/unit/*.c)))
 BENCHES    := $(patsubst tests/bench/%.c,$(BUILD)/bench/%,$(wildcard tests/bench/*.c))
@@ -106,11 +107,11 @@ $(UNIT_TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/unit/%.o $(TEST_LIB) $(BUILD
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ $(DAEMON_LIBS) -lcmocka
 
-$(OPS_TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/ops/%.o $(TEST_LIB) $(BUILD)/libvmmd.a
+$(OPS_TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/ops/%.o $(OPS_LIB) $(TEST_LIB) $(BUILD)/libvmmd.a
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ $(DAEMON_LIBS) -lcmocka
 
-$(FAULT_TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/fault/%.o $(TEST_LIB) $(BUILD)/libvmmd.a
+$(FAULT_TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/fault/%.o $(OPS_LIB) $(TEST_LIB) $(BUILD)/libvmmd.a
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) -o $@ $^ $(DAEMON_LIBS) -lcmocka
 

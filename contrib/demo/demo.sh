@@ -16,11 +16,11 @@ fi
 say() { printf '%s\n' "$*"; }
 title() { printf '\n%s# %s%s\n' "$bold" "$*" "$plain"; }
 
-# Shows a command, runs it, and says how long it took.
-step() {
+# Shows a command, runs it (or its like with a deadline, when there is a second), and says how long it took.
+step() { # command [what runs in its place]
     local start=${EPOCHREALTIME/./} status=0
     printf '%s$ %s%s\n' "$bold" "$1" "$plain"
-    eval "$1" || status=$?
+    eval "${2:-$1}" || status=$?
     printf '%s  (%d.%03d s)%s\n' "$dim" $(((${EPOCHREALTIME/./} - start) / 1000000)) \
         $(((${EPOCHREALTIME/./} - start) / 1000 % 1000)) "$plain"
     [ $status -eq 0 ] || { say "demo: this failed with status $status" >&2; exit 1; }
@@ -53,7 +53,7 @@ strays() {
     local proc
     for proc in /proc/[0-9]*; do
         [ "${proc#/proc/}" != "$$" ] && [ "${proc#/proc/}" != "$pid" ] || continue
-        if tr '\0' ' ' <"$proc/cmdline" 2>/dev/null | grep -qF "$full/run/"; then echo "${proc#/proc/}"; fi
+        if { tr "\0" " " <"$proc/cmdline" | grep -qF "$full/run/"; } 2>/dev/null; then echo "${proc#/proc/}"; fi
     done
 }
 
@@ -106,7 +106,7 @@ for ((n = 0; n < 200; n++)); do
     sleep 0.1
 done
 step "$curl http://vmmd/v1/version; echo"
-step "vmctl host"
+step "vmctl host | head -n 16"
 
 title "A VM from an image, with a cloud-init seed"
 cat >"$full/web.json" <<JSON
@@ -117,15 +117,19 @@ JSON
 step "cat $dir/web.json"
 step "$curl -H 'Content-Type: application/json' -H 'Prefer: wait=60' -d @$dir/web.json http://vmmd/v1/vms; echo"
 
-title "Start it, and watch its console until it is up"
+title "Start it, and wait until its console shows it is up"
 step "vmctl start web"
-waited=$SECONDS
-until vmctl log web | grep -a 'hello from cloud-init on web' >/dev/null; do
-    [ $((SECONDS - waited)) -lt 150 ] || { say "demo: the guest is not up after 150 s; its console:" >&2; vmctl log web >&2; exit 1; }
-    alive || { say "demo: vmmd is gone" >&2; exit 1; }
-    sleep 0.5
-done
-step "vmctl log web | grep -a -e 'vmmd-guest: up' -e 'hello from'"
+wait_console() {
+    local waited=$SECONDS
+    until vmctl log web | grep -a "$1" >/dev/null; do
+        [ $((SECONDS - waited)) -lt 150 ] || { say "demo: the guest is not up after 150 s; its console:" >&2; vmctl log web >&2; return 1; }
+        alive || { say "demo: vmmd is gone" >&2; return 1; }
+        sleep 0.5
+    done
+}
+step "until vmctl log web | grep -aq 'vmmd-guest: up'; do sleep 0.5; done" "wait_console 'vmmd-guest: up'"
+wait_console 'hello from cloud-init on web'
+step "vmctl log web | grep -ao -e 'vmmd-guest: up' -e 'hello from cloud-init on web'"
 step "vmctl wait web --for ready --timeout 60"
 step "vmctl list"
 step "vmctl status web"
@@ -136,11 +140,11 @@ step "vmctl list"
 step "vmctl resume web"
 step "vmctl wait web --for running"
 
-title "Power it off by ACPI, as its button would"
+title "Press its ACPI power button: the guest shuts itself down"
 step "vmctl stop --timeout 60 web"
-# The newest operation is the stop.
-curl -sS --unix-socket "$VMMD_SOCKET" "http://vmmd/v1/operations?limit=1" | grep -q '"method":"acpi"' ||
-    { say "demo: the guest did not power off by ACPI" >&2; exit 1; }
+# The newest operation is the stop. "agent": it was pressed, and the guest's agent was asked as well.
+curl -sS --unix-socket "$VMMD_SOCKET" "http://vmmd/v1/operations?limit=1" | grep -q '"method":"\(acpi\|agent\)"' ||
+    { say "demo: the guest did not power off by itself" >&2; exit 1; }
 step "vmctl list"
 
 title "Destroy it: nothing is left of it"
