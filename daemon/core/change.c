@@ -39,6 +39,7 @@ struct change {
     struct change_event *events, **events_end;
     struct change_vm_doc *docs, **docs_end;
     bool failed; /* memory was short */
+    struct loop_task task; /* tells a failed one */
     void (*done)(void *arg, struct error *err);
     void *arg;
 };
@@ -72,6 +73,14 @@ static void change_free(struct change *ch)
         mem_free(d);
     }
     mem_free(ch);
+}
+
+void change_drop(struct change *ch)
+{
+    if (ch == NULL)
+        return;
+    store_tx_free(ch->tx);
+    change_free(ch);
 }
 
 /* jansson's text, moved into our memory; NULL when there is none. */
@@ -263,23 +272,13 @@ static void change_durable(void *arg, struct error *err)
     core_check_idle(core);
 }
 
-/* A change that could not be built: its `done` is told on a later turn, as if the store had refused. */
-struct failed_change {
-    struct loop_task task;
-    struct core *core;
-    void (*done)(void *arg, struct error *err);
-    void *arg;
-};
-
+/* A change that could not be built is told on a later turn, as if the store had refused. */
 static void failed_run(struct loop_task *task)
 {
-    struct failed_change *f = CONTAINER_OF(task, struct failed_change, task);
     CLEANUP_ERROR struct error err = ERROR_INIT;
 
     error_set(&err, ERR_DAEMON_OVERLOADED, "out of memory");
-    f->core->n_changes--;
-    f->done(f->arg, &err);
-    mem_free(f);
+    change_durable(CONTAINER_OF(task, struct change, task), &err);
 }
 
 void change_commit(struct change *ch, void (*done)(void *arg, struct error *err), void *arg)
@@ -296,24 +295,16 @@ void change_commit(struct change *ch, void (*done)(void *arg, struct error *err)
     struct core *core = ch->core;
     if (ch != core->lazy)
         change_flush_lazy(core);
-    if (ch->failed) {
-        store_tx_free(ch->tx);
-        change_free(ch);
-        struct failed_change *f = done != NULL ? mem_zalloc(sizeof(*f)) : NULL;
-        if (f != NULL) {
-            *f = (struct failed_change){.task.run = failed_run, .core = core, .done = done, .arg = arg};
-            core->n_changes++;
-            loop_defer(core->loop, &f->task);
-        } else if (done != NULL) {
-            CLEANUP_ERROR struct error err = ERROR_INIT;
-            error_set(&err, ERR_DAEMON_OVERLOADED, "out of memory");
-            done(arg, &err);
-        }
-        return;
-    }
     ch->done = done;
     ch->arg = arg;
     core->n_changes++;
+    if (ch->failed) {
+        store_tx_free(ch->tx);
+        ch->tx = NULL;
+        ch->task.run = failed_run;
+        loop_defer(core->loop, &ch->task);
+        return;
+    }
     store_commit(core->store, ch->tx, change_durable, ch);
 }
 

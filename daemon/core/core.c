@@ -29,9 +29,8 @@ static void lazy_over(void *arg)
     change_flush_lazy(arg);
 }
 
-static void prune(void *arg)
+void core_prune(struct core *core)
 {
-    struct core *core = arg;
     int64_t now = clock_wall_ms(), keys = now - core->config.operations_keep_s * 1000;
     struct store_tx *tx = store_tx_new(core->store);
 
@@ -46,6 +45,11 @@ static void prune(void *arg)
         core->event_oldest = oldest;
 }
 
+static void prune_due(void *arg)
+{
+    core_prune(arg);
+}
+
 struct core *core_new(struct loop *loop, struct store *store, struct backend *const *backends, const struct core_config *config,
                       struct error *err)
 {
@@ -58,7 +62,7 @@ struct core *core_new(struct loop *loop, struct store *store, struct backend *co
         *core = (struct core){.loop = loop, .store = store, .backends = backends, .config = *config, .event_next = 1};
         core->backend_names = mem_zalloc((n + 1) * sizeof(char *));
         core->lazy_timer = timer_new(loop, lazy_over, core);
-        core->prune_timer = timer_new(loop, prune, core);
+        core->prune_timer = timer_new(loop, prune_due, core);
     }
     if (core == NULL || core->backend_names == NULL || core->lazy_timer == NULL || core->prune_timer == NULL) {
         core_free(core);
@@ -76,6 +80,7 @@ void core_free(struct core *core)
 {
     if (core == NULL)
         return;
+    change_drop(core->lazy);
     events_free(core);
     operations_free(core);
     keys_free(core);
@@ -149,10 +154,10 @@ static int parse_create(struct core *core, const json_t *body, struct vm *vm, st
     if (labels != NULL && vm_labels_parse(labels, "/labels", &vm->labels, err) < 0)
         return -1;
     *ret_be = core_backend(core, backend != NULL ? backend : "qemu");
+    if (*ret_be == NULL && strcmp(backend, "propolis") == 0)
+        return error_set(err, ERR_BACKEND_NOT_AVAILABLE, "backend propolis is not supported on this host");
     if (*ret_be == NULL) {
-        error_set(err, ERR_BACKEND_NOT_AVAILABLE, "there is no backend \"%s\" here", backend);
-        error_ctx_str(err, "pointer", "/backend");
-        error_ctx_list(err, "expected", core->backend_names);
+        field_error(&f, "backend", "qemu, noop or propolis");
         return -1;
     }
     json_t *empty = spec == NULL ? json_object() : NULL;
@@ -218,8 +223,13 @@ static int check_etag(const struct live_vm *vm, const char *if_match, struct err
     if (if_match == NULL || strcmp(if_match, "*") == 0)
         return 0;
     snprintf(etag, sizeof(etag), "\"%lld\"", (long long)vm->pub_generation);
-    if (strcmp(if_match, etag) == 0)
-        return 0;
+    for (const char *item = if_match; *item != '\0';) { /* one of a list is enough */
+        item += strspn(item, " \t,");
+        size_t len = strcspn(item, " \t,");
+        if (len == strlen(etag) && strncmp(item, etag, len) == 0)
+            return 0;
+        item += len;
+    }
     error_set(err, ERR_API_PRECONDITION_FAILED, "VM %s is at generation %s, not %.40s", vm->vm.name, etag, if_match);
     error_ctx_str(err, "vm", vm->vm.name);
     error_ctx_str(err, "etag", etag);
@@ -465,6 +475,10 @@ void core_check_idle(struct core *core)
 {
     if (core->stopped == NULL || core->n_changes > 0 || core->n_running > 0)
         return;
+    if (core->lazy != NULL) { /* it asks again when it is written */
+        change_flush_lazy(core);
+        return;
+    }
     loop_defer(core->loop, &core->idle_task);
 }
 

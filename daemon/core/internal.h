@@ -58,6 +58,7 @@ struct live_vm {
     struct vm_op *op;       /* the one that holds it */
     struct vm_op *op_next;  /* kill and destroy waiting for it to let go, in order */
     struct vm_wait *waits;
+    struct patch *patches;  /* not yet durable, oldest first */
     char *doc;              /* as published */
     size_t doc_len;
     enum vm_state pub_state;
@@ -73,6 +74,7 @@ struct live_vm {
 
 /* A set of documents and events that become durable together.  NULL is accepted everywhere (memory was short). */
 struct change *change_new(struct core *core);
+void change_drop(struct change *ch); /* one that is not wanted; NULL is fine */
 /* Raises the VM's revision and renders it. `destroyed` makes it a tombstone. */
 void change_vm(struct change *ch, struct live_vm *vm, bool destroyed);
 void change_operation(struct change *ch, struct operation *op);
@@ -88,12 +90,15 @@ void change_ports(struct change *ch, const struct live_vm *vm, bool drop);
 /* Adds a state_changed event. */
 void change_state_event(struct change *ch, const struct live_vm *vm, const struct operation *op, enum vm_state from,
                         const char *cause);
-/* Writes; done (may be NULL) comes once on a later turn, after publication. */
+/* Writes; done (may be NULL) comes once on a later turn, after publication.  For a NULL change it comes at once, refused:
+ * who cannot take that makes the change first. */
 void change_commit(struct change *ch, void (*done)(void *arg, struct error *err), void *arg);
 /* An event that need not be written at once: it rides along with the next change, or after 50 ms. */
 void change_lazy_event(struct core *core, const char *type, const struct live_vm *vm, const struct operation *op, json_t *data);
 void change_flush_lazy(struct core *core);
 void core_check_idle(struct core *core);
+/* Forgets what is older than the config keeps, in memory and in the store. */
+void core_prune(struct core *core);
 
 /* --- registry.c --- */
 

@@ -406,6 +406,7 @@ int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct e
     }
     core->event_newest = newest;
     core->event_next = newest + 1;
+    core_prune(core);
     for (struct leftover *l = left, *next; l != NULL; l = next) {
         next = l->next;
         struct live_vm *vm = registry_by_id(core, l->vm_id);

@@ -44,6 +44,7 @@ struct vm_op {
 
     enum vm_state from;      /* when it began */
     enum vm_state before;    /* the persist step's way back */
+    struct vm_failure failure;
     bool persisted;          /* its end is durable and published */
     bool parked;             /* the daemon leaves */
 

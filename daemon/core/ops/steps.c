@@ -34,7 +34,6 @@ int step_sweep(struct vm_op *vo, struct error *err)
 
 int step_spawn(struct vm_op *vo, struct error *err)
 {
-    vo->spawn_failed = true; /* until persist says otherwise */
     vo->ended = false;
     return vo->vm->be->spawn(vo->vm->bvm, &vo->call, err);
 }
@@ -173,9 +172,10 @@ static void press_resumed(struct backend_call *call, struct error *err)
 
 int step_press(struct vm_op *vo, struct error *err)
 {
-    vo->stop_asked = true;
-    if (vo->ended)
+    if (vo->ended) {
+        vo->method = "none"; /* it was quicker than we */
         return 0;
+    }
     if (vo->timeout_s < 0)
         vo->timeout_s = STOP_TIMEOUT_S;
     if (vo->timeout_s == 0)

@@ -18,6 +18,7 @@ static void vm_op_free(struct vm_op *vo)
 {
     timer_free(vo->timer);
     error_done(&vo->cancelled);
+    vm_failure_done(&vo->failure);
     mem_free(vo->end_tail);
     mem_free(vo->key);
     mem_free(vo->fingerprint);
@@ -58,11 +59,11 @@ static void let_go(struct vm_op *vo)
 {
     struct live_vm *vm = vo->vm;
 
-    if (vm->op == vo) {
+    if (vm->op == vo)
         vm->op = NULL;
+    if (vo->core->n_running > 0) /* parking gave all up at once */
         vo->core->n_running--;
-        core_check_idle(vo->core);
-    }
+    core_check_idle(vo->core);
     if (vm->vm.state != VM_RUNNING && vm->vm.state != VM_SUSPENDED && vm->op == NULL && vm->op_next == NULL)
         live_vm_detach(vm);
 }
@@ -215,6 +216,10 @@ static int engine_run(struct op *op, struct error *err)
     const struct vm_step *step = &vo->plan->steps[op_step_index(op)];
 
     vo->op = op; /* the first step may run before op_start's caller has its result */
+    if (step->run == step_spawn)
+        vo->spawn_failed = true; /* the process is the reason of what fails from now on, until its end is to be written */
+    else if (step->commit)
+        vo->spawn_failed = false;
     vo->call.done = call_done;
     if (vo->vm->be->before_step != NULL) {
         vo->phase = VM_OP_HOOK;
@@ -274,6 +279,14 @@ static void already_destroyed(struct vm_op *vo)
     change_commit(ch, failure_durable, vo);
 }
 
+/* It may have waited for another that was about to let go, and the VM may have ended meanwhile. */
+static bool still_allowed(const struct vm_op *vo)
+{
+    enum vm_verb verb = vo->plan->verb;
+
+    return verb == VM_CREATE || verb == VM_KILL || verb == VM_DESTROY || vm_verb_allowed(verb, vo->vm->vm.state);
+}
+
 static void walk(struct vm_op *vo)
 {
     struct live_vm *vm = vo->vm;
@@ -281,6 +294,7 @@ static void walk(struct vm_op *vo)
 
     vo->ran = true;
     vo->from = vm->vm.state;
+    vo->stop_asked = vo->plan->verb == VM_STOP || vo->plan->verb == VM_KILL || vo->plan->verb == VM_RESTART || vo->plan->verb == VM_DESTROY;
     if (vm->gone && vo->plan->verb == VM_DESTROY && !error_is_set(&vo->cancelled)) {
         already_destroyed(vo);
         return;
@@ -289,6 +303,8 @@ static void walk(struct vm_op *vo)
         error_move(&err, &vo->cancelled);
     else if (vm->gone)
         error_set(&err, ERR_LIFECYCLE_DESTROYED, "VM %s was destroyed meanwhile", vm->vm.name);
+    else if (!still_allowed(vo))
+        vm_state_error(vo->plan->verb, vm->vm.name, vm->vm.state, &err);
     else if (live_vm_attach(vm, &err) == 0) {
         vo->res->state = OPERATION_RUNNING;
         vo->op = op_start(vo->core->loop, vo->steps, vo->plan->n_steps, vo->deadline_ms, &observer, vo);
@@ -308,7 +324,7 @@ static void intent_durable(void *arg, struct error *err)
 
     if (!error_is_set(err)) {
         operation_accepted(vo->res);
-        if (vm->op == vo)
+        if (vm->op == vo && !vo->parked)
             walk(vo);
         return;
     }
@@ -374,10 +390,9 @@ static struct vm_op *vm_op_new(struct live_vm *vm, const struct vm_plan *plan, c
     return vo;
 }
 
-static void write_intent(struct vm_op *vo)
+static void write_intent(struct vm_op *vo, struct change *ch)
 {
     struct live_vm *vm = vo->vm;
-    struct change *ch = change_new(vo->core);
 
     if (vm->op == vo) {
         vm->vm.has_operation = true;
@@ -398,7 +413,7 @@ static void write_intent(struct vm_op *vo)
 
 static int busy_error(const struct live_vm *vm, struct error *err)
 {
-    const struct operation *holder = vm->op->res;
+    const struct operation *holder = vm->op->persisted ? vm->op_next->res : vm->op->res;
 
     error_set(err, ERR_VM_BUSY, "VM %s is held by operation %s (%s, %s)", vm->vm.name, holder->id, holder->kind,
               holder->step_begun ? holder->steps[holder->step].name : "beginning");
@@ -414,35 +429,53 @@ static bool let_go_soon(const struct live_vm *vm)
     return vm->op == NULL || vm->op->persisted;
 }
 
+/* One call at a time is under way at the backend. */
+static bool free_now(const struct live_vm *vm)
+{
+    return vm->op_next == NULL && (vm->op == NULL || (vm->op->persisted && !vm->op->calling));
+}
+
+static void enqueue(struct vm_op *vo)
+{
+    struct live_vm *vm = vo->vm;
+    struct vm_op **end = &vm->op_next;
+
+    while (*end != NULL)
+        end = &(*end)->next;
+    *end = vo;
+    if (let_go_soon(vm))
+        return;
+    CLEANUP_ERROR struct error reason = ERROR_INIT;
+    error_set(&reason, ERR_OPERATION_CANCELLED, "%s of VM %s was cancelled: %s was asked for", vm->op->plan->kind, vm->vm.name,
+              vo->plan->kind);
+    vm_op_cancel(vm->op, &reason);
+}
+
 int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct core_request *req, const struct core_verb_args *args,
                 bool queue, struct operation **ret, struct error *err)
 {
-    if (!let_go_soon(vm) && !queue)
+    if ((!let_go_soon(vm) || vm->op_next != NULL) && !queue)
         return busy_error(vm, err);
     if (vm->core->n_running >= vm->core->config.max_operations) {
         error_set(err, ERR_DAEMON_OVERLOADED, "%u operations are under way, the limit", vm->core->n_running);
         return -1;
     }
-    struct vm_op *vo = vm_op_new(vm, plan, req, args, err);
-    if (vo == NULL)
+    struct change *ch = change_new(vm->core); /* with it, a refusal comes on a later turn */
+    struct vm_op *vo = ch != NULL ? vm_op_new(vm, plan, req, args, err) : NULL;
+    if (vo == NULL) {
+        change_drop(ch);
+        error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
         return -1;
+    }
     vm->core->n_running++;
-    if (let_go_soon(vm) && vm->op_next == NULL) {
-        if (vm->op != NULL)
-            vm->core->n_running--; /* it is done but for its announcement, and lets go by itself */
-        vm->op = vo;
+    if (free_now(vm)) {
+        vo->res->state = OPERATION_RUNNING;
+        vm->op = vo; /* one that has only its announcement before it lets go by itself */
     } else {
-        struct vm_op **end = &vm->op_next;
-        while (*end != NULL)
-            end = &(*end)->next;
-        *end = vo;
-        struct error reason = ERROR_INIT;
-        error_set(&reason, ERR_OPERATION_CANCELLED, "%s of VM %s was cancelled: %s was asked for", vm->op->plan->kind, vm->vm.name, plan->kind);
-        vm_op_cancel(vm->op, &reason);
-        error_done(&reason);
+        enqueue(vo);
     }
     *ret = vo->res;
-    write_intent(vo);
+    write_intent(vo, ch);
     return 0;
 }
 
@@ -451,32 +484,54 @@ int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct cor
 struct nothing {
     struct operation *res;
     struct live_vm *vm;
+    char *key;
 };
 
 static void nothing_durable(void *arg, struct error *err)
 {
     struct nothing *n = arg;
 
-    if (error_is_set(err))
+    if (error_is_set(err)) {
+        if (n->key != NULL)
+            keys_remove(n->res->core, n->key);
         operation_refused(n->res, err);
-    else
+    } else {
         operation_publish_end(n->res);
+    }
     operation_unref(n->res);
     core_vm_unref(n->vm);
+    mem_free(n->key);
     mem_free(n);
+}
+
+/* The key of an operation that has nothing to do. */
+static bool nothing_key(struct nothing *n, struct change *ch, const struct core_request *req)
+{
+    if (req == NULL || req->idempotency_key == NULL)
+        return true;
+    n->key = mem_strdup(req->idempotency_key);
+    if (n->key == NULL || keys_add(n->res->core, n->key, req->fingerprint, n->res->id, n->res->created_at) < 0)
+        return false;
+    change_key(ch, n->key, req->fingerprint, n->res->id, n->res->created_at);
+    return true;
 }
 
 int vm_op_nothing(struct live_vm *vm, const struct core *core, const char *kind, const struct core_request *req,
                   struct operation **ret, struct error *err)
 {
     struct nothing *n = mem_zalloc(sizeof(*n));
+    struct change *ch = n != NULL ? change_new(vm->core) : NULL;
 
-    if (n == NULL)
-        return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
-    n->res = operation_new((struct core *)core, kind, vm, req, err);
-    if (n->res == NULL) {
+    if (ch != NULL)
+        n->res = operation_new((struct core *)core, kind, vm, req, err);
+    if (ch == NULL || n->res == NULL || !nothing_key(n, ch, req)) {
+        change_drop(ch);
+        if (n != NULL) {
+            operation_unref(n->res);
+            mem_free(n->key);
+        }
         mem_free(n);
-        return -1;
+        return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
     }
     n->vm = core_vm_ref(vm);
     n->res->state = OPERATION_SUCCEEDED;
@@ -484,10 +539,7 @@ int vm_op_nothing(struct live_vm *vm, const struct core *core, const char *kind,
     n->res->finished_at = n->res->created_at;
     n->res->method = "none";
     n->res->result = vm->doc != NULL ? json_loadb(vm->doc, vm->doc_len, 0, NULL) : NULL;
-    struct change *ch = change_new(vm->core);
     change_operation(ch, n->res);
-    if (req != NULL && req->idempotency_key != NULL && keys_add(vm->core, req->idempotency_key, req->fingerprint, n->res->id, n->res->created_at) == 0)
-        change_key(ch, req->idempotency_key, req->fingerprint, n->res->id, n->res->created_at);
     *ret = n->res;
     change_commit(ch, nothing_durable, n);
     return 0;
@@ -495,21 +547,40 @@ int vm_op_nothing(struct live_vm *vm, const struct core *core, const char *kind,
 
 /* --- the persist step --- */
 
+/* The disk refused the end: all is as when the step began. */
+static void persist_back(struct vm_op *vo)
+{
+    struct vm *vm = &vo->vm->vm;
+    struct operation *res = vo->res;
+
+    vm->state = vo->before;
+    vm->has_operation = true;
+    if (vo->failure.set) {
+        vm_failure_done(&vm->failure);
+        vm->failure = vo->failure;
+        vo->failure = (struct vm_failure){0};
+    }
+    for (unsigned i = res->step; i < res->n_steps; i++)
+        res->steps[i].state = i == res->step ? OP_STEP_RUNNING : OP_STEP_PENDING;
+    res->state = OPERATION_RUNNING;
+    res->finished_at = 0;
+    res->method = NULL;
+    res->dirty = true;
+    json_decref(res->result);
+    res->result = NULL;
+}
+
 static void persist_durable(void *arg, struct error *err)
 {
     struct vm_op *vo = arg;
     struct live_vm *vm = vo->vm;
 
     if (error_is_set(err)) {
-        vm->vm.state = vo->before;
-        vm->vm.has_operation = true;
-        vo->res->state = OPERATION_RUNNING;
-        vo->res->finished_at = 0;
-        json_decref(vo->res->result);
-        vo->res->result = NULL;
+        persist_back(vo);
         vm_op_resume(vo, err);
         return;
     }
+    vm_failure_done(&vo->failure);
     vo->persisted = true;
     if (vm->vm.state == VM_DESTROYED) { /* the name and the ports are free at once */
         alloc_release(vm);
@@ -529,8 +600,10 @@ int vm_op_persist(struct vm_op *vo, enum vm_state to, const char *cause, bool de
     vo->before = vm->vm.state;
     vm->vm.state = to;
     vm->vm.has_operation = false;
-    if (to == VM_RUNNING || to == VM_STOPPED)
-        vm_failure_done(&vm->vm.failure);
+    if (to == VM_RUNNING || to == VM_STOPPED) {
+        vo->failure = vm->vm.failure;
+        vm->vm.failure = (struct vm_failure){0};
+    }
     vo->res->state = OPERATION_SUCCEEDED;
     vo->res->method = vo->method;
     vo->res->finished_at = clock_wall_ms();
@@ -617,9 +690,9 @@ int core_operation_cancel(struct core *core, struct operation *op, const char *r
     }
     struct live_vm *vm = registry_by_id(core, op->vm_id);
     struct vm_op *vo = vm != NULL ? vm->op : NULL;
-    for (struct vm_op *q = vm != NULL ? vm->op_next : NULL; vo != NULL && vo->res != op; q = q->next)
-        vo = q;
-    error_done(&reason);
+    if (vo != NULL && vo->res != op)
+        for (vo = vm->op_next; vo != NULL && vo->res != op;)
+            vo = vo->next;
     error_set(&reason, ERR_OPERATION_CANCELLED, "operation %s (%s of VM %s) was cancelled on request", op->id, op->kind, op->vm_name);
     int rc = vo != NULL && vo->res == op ? vm_op_cancel(vo, &reason) : -1;
     error_done(&reason);

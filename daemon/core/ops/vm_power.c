@@ -21,6 +21,22 @@ static int power_resume(struct vm_op *vo, struct error *err)
     return vo->vm->be->resume(vo->vm->bvm, &vo->call, err);
 }
 
+/* The guest goes on where the end could not be written. */
+static int undo_suspend(struct vm_op *vo, struct error *err)
+{
+    struct vm *vm = &vo->vm->vm;
+
+    if (vm->conditions[VM_COND_AGENT].known && vm->conditions[VM_COND_AGENT].status)
+        vm_condition_set(vm, VM_COND_READY, true, "agent", "");
+    return power_resume(vo, err);
+}
+
+static int undo_resume(struct vm_op *vo, struct error *err)
+{
+    vm_condition_set(&vo->vm->vm, VM_COND_READY, false, "suspended", "");
+    return power_suspend(vo, err);
+}
+
 static int persist_reset(struct vm_op *vo, struct error *err)
 {
     return vm_op_persist(vo, VM_RUNNING, vo->plan->kind, false, err);
@@ -56,8 +72,8 @@ static int restart_turn(struct vm_op *vo, struct error *err)
 }
 
 static const struct vm_step reset_steps[] = {{"reset", power_reset, .timeout_ms = 15000}, END_STEPS(persist_reset)};
-static const struct vm_step suspend_steps[] = {{"suspend", power_suspend, .timeout_ms = 15000}, END_STEPS(persist_suspended)};
-static const struct vm_step resume_steps[] = {{"resume", power_resume, .timeout_ms = 15000}, END_STEPS(persist_resumed)};
+static const struct vm_step suspend_steps[] = {{"suspend", power_suspend, .undo = undo_suspend, .timeout_ms = 15000}, END_STEPS(persist_suspended)};
+static const struct vm_step resume_steps[] = {{"resume", power_resume, .undo = undo_resume, .timeout_ms = 15000}, END_STEPS(persist_resumed)};
 static const struct vm_step restart_steps[] = {
     STOP_STEPS,
     {"reserve", restart_turn, .timeout_ms = 10000},
