@@ -206,7 +206,8 @@ static void on_lost(void *arg, const struct error *err)
     struct backend_vm *bvm = arg;
     CLEANUP_ERROR struct error copy = ERROR_INIT;
 
-    if (!bvm->alive)
+    /* A QEMU that was asked to go hangs up before its exit is seen. */
+    if (!bvm->alive || bvm->guest_end != GUEST_RUNS)
         return;
     if (!bvm->started) {
         error_copy(&copy, err);
