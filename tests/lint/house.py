@@ -194,17 +194,18 @@ def check_sizes():
                 begin = None
 
 
-def tracked():
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], stdout=subprocess.PIPE, text=True, check=False)
-    if listed.returncode == 0 and listed.stdout:
-        return [path for path in listed.stdout.splitlines() if os.path.isfile(path)]
-    return [path for path in glob.glob("**/*", recursive=True) if os.path.isfile(path) and not path.startswith("build")]
+def tree():
+    """Every file but what was built."""
+    for dirpath, folders, names in os.walk("."):
+        folders[:] = [f for f in folders if f not in (".git", "__pycache__", ".pytest_cache") and not f.startswith("build")]
+        for name in sorted(names):
+            yield os.path.relpath(os.path.join(dirpath, name))
 
 
 def check_text():
     """No leftovers, no trailing blanks, and the documents are there."""
     marks = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X)\b")
-    for path in tracked():
+    for path in tree():
         try:
             text = read(path)
         except UnicodeDecodeError:

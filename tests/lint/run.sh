@@ -23,12 +23,12 @@ check() { # name command...
     fi
 }
 
-files() { # patterns: of the files that git knows or would know
-    git ls-files -co --exclude-standard -- "$@" | while read -r file; do [ ! -f "$file" ] || echo "$file"; done
+files() { # find's conditions: of all files of the tree but what was built
+    find . -type d \( -name .git -o -name 'build*' -o -name __pycache__ -o -name .pytest_cache \) -prune -o -type f \( "$@" \) -print | sed 's|^\./||' | sort
 }
 
 layout() {
-    files '*.c' '*.h' | xargs clang-format --dry-run 2>"$scratch/layout"
+    files -name '*.c' -o -name '*.h' | xargs clang-format --dry-run 2>"$scratch/layout"
     grep -o '^[^: ]*:[0-9]*:[0-9]*: ' "$scratch/layout" | awk -F: '{ n[$1]++; if (!($1 in at)) at[$1] = $2 }
         END { for (f in n) print f ":" at[f] ": " n[f] " places are not laid out as .clang-format says: make format" }' | sort >"$scratch/places"
     cat "$scratch/places"
@@ -36,7 +36,7 @@ layout() {
 }
 
 scripts() {
-    files | while read -r file; do
+    files -size -1000k | while read -r file; do
         case $(head -c 64 "$file" | tr -d '\0' | head -n 1) in
         '#!/bin/sh'* | '#!/bin/bash'* | '#!/usr/bin/env bash'*) echo "$file" ;;
         esac
@@ -44,7 +44,7 @@ scripts() {
 }
 
 pythons() {
-    files '*.py' | "$python" -c 'import ast, sys
+    files -name '*.py' | "$python" -c 'import ast, sys
 for path in sys.stdin.read().split(): ast.parse(open(path, encoding="utf-8").read(), path)'
 }
 
