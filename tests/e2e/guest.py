@@ -1,0 +1,250 @@
+"""Real guests: what they boot from, how they are reached, and what must not be left of them."""
+import glob
+import os
+import re
+import secrets
+import signal
+import subprocess
+import time
+
+import websocket
+
+from lib.conform import ROOT
+from lib.vmmd import SLOW
+from lib.vms import create_body, eventually, get_vm
+
+GUEST = os.environ.get("VMMD_GUEST", os.path.join(ROOT, "build", "guest"))
+KERNEL = os.path.join(GUEST, "vmlinuz")
+INITRD = os.path.join(GUEST, "initrd.img")
+TINY = os.path.join(GUEST, "tiny.qcow2")
+# A guest is up in 3 to 9 s; a busy machine may take its time.
+PATIENCE = 120
+UP = "vmmd-guest: up"
+
+
+def direct(machine="q35", **more):
+    """A spec that boots the kernel directly: the quickest guest."""
+    return {"boot": {"kernel": KERNEL, "initrd": INITRD}, "memory_mb": 128, "machine": machine,
+            "network": {"type": "none"}, **more}
+
+
+def deaf(**more):
+    """A guest whose init is a shell: no agent, and nobody hears the power button."""
+    spec = direct(**more)
+    spec["boot"]["cmdline"] = "console=ttyS0 quiet rdinit=/bin/sh"
+    return spec
+
+
+def from_disk(**more):
+    return {"image": TINY, "memory_mb": 256, "network": {"type": "none"}, **more}
+
+
+def make(api, name="web", start=False, labels=None, **spec):
+    """Creates a VM of the backend qemu and returns it."""
+    answer = api.post("/v1/vms", create_body(name, "qemu", labels, start, **spec), prefer_wait=PATIENCE)
+    assert answer.status == 200, answer
+    return answer.json["result"]
+
+
+def do(api, verb, name="web", body=None, expect=200):
+    """A verb, waited for as long as a busy machine needs; the response."""
+    answer = api.post(f"/v1/vms/{name}/{verb}", body, prefer_wait=PATIENCE)
+    assert answer.status == expect, answer
+    return answer
+
+
+def destroy(api, name="web"):
+    answer = api.delete(f"/v1/vms/{name}", prefer_wait=PATIENCE)
+    assert answer.status == 200, answer
+    return answer
+
+
+def wait_for(api, name="web", *what):
+    """Waits for conditions such as "ready" and "state:stopped"; the VM."""
+    query = [("for", one) for one in what] + [("timeout", int(PATIENCE * SLOW))]
+    answer = api.get(f"/v1/vms/{name}/wait", query=query, timeout=PATIENCE * SLOW + 10)
+    assert answer.status == 200, f"{answer}\n--- console\n{console(api, name)[-3000:]}"
+    return answer.json["vm"]
+
+
+def wait_ready(api, name="web"):
+    return wait_for(api, name, "ready")
+
+
+def booted(api, name="web", **spec):
+    """A guest that is ready, by direct boot unless the spec says otherwise."""
+    make(api, name, start=True, **(spec or direct()))
+    return wait_ready(api, name)
+
+
+def bring_ready(api, name="web"):
+    """Whatever the VM's state, it then runs and is ready; for VMs that several tests share."""
+    state = get_vm(api, name)["state"]
+    if state == "suspended":
+        do(api, "resume", name)
+    elif state != "running":
+        do(api, "start", name)
+    return wait_ready(api, name)
+
+
+def condition(vm, kind):
+    return next((c for c in vm["conditions"] if c["type"] == kind), None)
+
+
+def is_ready(vm):
+    return bool(condition(vm, "ready") and condition(vm, "ready")["status"])
+
+
+def log(api, name="web", which="console", **query):
+    answer = api.get(f"/v1/vms/{name}/logs/{which}", query=query)
+    assert answer.status == 200, answer
+    return answer
+
+
+def console(api, name="web", **query):
+    return log(api, name, **query).body.decode("utf-8", "replace")
+
+
+def wait_console(api, text, name="web", start=0):
+    """Waits for a text on the console behind an offset."""
+    return eventually(lambda: console(api, name, **{"from": start}), lambda all_: text in all_, PATIENCE)
+
+
+def console_end(api, name="web"):
+    return int(log(api, name, tail=0).headers["X-Next-Offset"])
+
+
+class Shell:
+    """Root's shell on the guest's serial line, over the console's WebSocket. A context manager."""
+
+    def __init__(self, api, name="web", force=False):
+        self.ws = api.websocket(f"/v1/vms/{name}/console" + ("?force=1" if force else ""), timeout=5)
+        self.text = ""
+
+    def send(self, text):
+        self.ws.send_binary(text.encode())
+
+    def until(self, pattern, timeout=PATIENCE):
+        """Reads until the pattern is found in what has come; the match."""
+        end = time.monotonic() + timeout * SLOW
+        while True:
+            match = re.search(pattern, self.text, re.S)
+            if match:
+                self.text = self.text[match.end():]
+                return match
+            assert time.monotonic() < end, f"no {pattern!r} within {timeout} s in {self.text[-3000:]!r}"
+            try:
+                self.ws.settimeout(0.5)
+                self.text += self.ws.recv().decode("utf-8", "replace")
+            except websocket.WebSocketTimeoutException:
+                pass
+
+    def run(self, command, timeout=PATIENCE):
+        """Runs a command; its output, stripped. It must succeed."""
+        mark = secrets.token_hex(4)
+        self.send(f"echo beg-''{mark}; {command}; echo end-$?-{mark}\r")
+        match = self.until(rf"beg-{mark}\r?\n(.*?)end-(\d+)-{mark}", timeout)
+        assert match[2] == "0", f"{command}: exit {match[2]}: {match[1]!r}"
+        return match[1].replace("\r", "").strip()
+
+    def close(self):
+        try:
+            self.ws.close(timeout=2)
+        except (OSError, websocket.WebSocketException):
+            pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def in_guest(api, command, name="web"):
+    with Shell(api, name) as shell:
+        return shell.run(command)
+
+
+def key_pair(directory):
+    """(path of the private key, public key)"""
+    path = os.path.join(directory, "key")
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path], check=True, stdin=subprocess.DEVNULL)
+    with open(path + ".pub", encoding="utf-8") as file:
+        return path, file.read().strip()
+
+
+def ssh(port, key, user, command):
+    """Runs a command in the guest by the system's ssh; its output. The connection is tried again until sshd is there."""
+    argv = ["ssh", "-F", "none", "-i", key, "-p", str(port), "-o", "StrictHostKeyChecking=no",
+            "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes",
+            "-o", "ConnectTimeout=20", "-o", "LogLevel=ERROR", f"{user}@127.0.0.1", command]
+
+    def once():
+        return subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    result = eventually(once, lambda r: r.returncode != 255, PATIENCE)
+    assert result.returncode == 0, result
+    return result.stdout.strip()
+
+
+# ---- what must not be left ----
+
+def process_alive(pid):
+    """A zombie is not alive."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def gone(pid, timeout=30):
+    eventually(lambda: process_alive(pid), lambda alive: not alive, timeout)
+
+
+def files_below(*dirs):
+    return sorted(path for one in dirs for path in glob.glob(os.path.join(one, "**"), recursive=True) if path != one + "/")
+
+
+def vm_files(daemon):
+    """What the daemon's VMs own on disk, and their sockets."""
+    return files_below(os.path.join(daemon.data_dir, "vms"), os.path.join(daemon.runtime_dir, "vms"))
+
+
+def assert_nothing_left(daemon):
+    """No QEMU or helper, no file of a VM, no socket."""
+    assert daemon.leftovers() == [], [open(f"/proc/{pid}/cmdline", "rb").read() for pid in daemon.leftovers()]
+    assert vm_files(daemon) == []
+
+
+def destroy_all(daemon):
+    """Every VM, by the API; then nothing may be left."""
+    if not daemon.running():
+        daemon.start()
+    api = daemon.client()
+    for vm in api.get("/v1/vms").json["items"]:
+        if vm["spec"]["protect"]:
+            api.patch(f"/v1/vms/{vm['name']}", {"spec": {"protect": False}})
+        destroy(api, vm["name"])
+    assert api.get("/v1/vms").json["items"] == []
+    assert_nothing_left(daemon)
+
+
+def tell(daemon):
+    """For the report of a test that failed."""
+    print(f"--- vmmd's log\n{daemon.log()[-6000:]}")
+    if not daemon.running():
+        return
+    try:
+        api = daemon.client(timeout=5)
+        for vm in api.get("/v1/vms").json["items"]:
+            print(f"--- {vm['name']}: {vm['state']} {vm['failure']}\n--- console\n{console(api, vm['name'], tail=30)}")
+            print(f"--- vmm\n{log(api, vm['name'], 'vmm', tail=20).body.decode('utf-8', 'replace')}")
+    except (OSError, AssertionError) as error:
+        print(error)
+
+
+def resume_stopped(pid):
+    try:
+        os.kill(pid, signal.SIGCONT)
+    except ProcessLookupError:
+        pass
