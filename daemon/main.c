@@ -30,7 +30,7 @@
 #include "rest/rest.h"
 #include "store/store.h"
 
-enum { EXIT_USAGE = 2, LOCK_TRIES = 20, LOCK_WAIT_US = 50000 };
+enum { EXIT_USAGE = 2, LOCK_TRIES = 20, LOCK_WAIT_US = 50000, STAY_MS = 3600000 };
 
 struct daemon {
     struct config config;
@@ -45,6 +45,7 @@ struct daemon {
     struct rest rest;
     struct loop_signal *signals[3];
     struct timer *watchdog;
+    struct timer *alive; /* the loop goes on while it waits for the store alone */
     bool stopping, core_stopped, server_drained;
     int status;
 };
@@ -201,8 +202,10 @@ static int read_token(const char *path, char **ret, struct error *err)
     if (file_read(path, 4096, &text, &len, err) < 0)
         return -1;
     text[strcspn(text, "\r\n")] = '\0';
+    if (*text == '\0')
+        return error_set(err, ERR_API_INVALID_FIELD, "%s: there is no token on its first line", path);
     if (strlen(text) < 16)
-        return error_set(err, ERR_API_INVALID_FIELD, "%s: a token needs 16 characters or more on its first line", path);
+        LOG_WARN("the token is short: take 16 random characters or more", "path", path);
     if (stat(path, &st) == 0 && (st.st_mode & 077) != 0)
         LOG_WARN("the token file can be read by others: chmod 600 it", "path", path);
     mem_free(*ret);
@@ -336,6 +339,8 @@ static void serve(void *arg)
         return;
     }
     d->rest.server = d->server;
+    if (d->config.no_auth && d->config.listen[0] != NULL)
+        LOG_WARN("no_auth: any process of this host may drive vmmd over TCP", "listen", d->config.listen[0]);
     if (watchdog > 0 && (d->watchdog = timer_new(d->loop, beat, d)) != NULL)
         timer_start(d->watchdog, watchdog, watchdog);
     LOG_INFO("ready", "version", VMMD_VERSION, "socket", d->config.socket, "data_dir", d->config.data_dir);
@@ -404,6 +409,11 @@ static int make_backends(struct daemon *d, struct error *err)
     return d->backends[1] != NULL ? 0 : -1;
 }
 
+static void stay(void *arg)
+{
+    (void)arg;
+}
+
 static int build(struct daemon *d, struct error *err)
 {
     struct core_config cc;
@@ -416,6 +426,10 @@ static int build(struct daemon *d, struct error *err)
     d->loop = loop_new(err);
     if (d->loop == NULL || watch_signals(d, err) < 0)
         return -1;
+    d->alive = timer_new(d->loop, stay, d);
+    if (d->alive == NULL)
+        return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+    timer_start(d->alive, STAY_MS, STAY_MS);
     d->waker = loop_waker_new(d->loop, store_ready, d, err);
     if (d->waker == NULL || store_open(d->config.data_dir, store_wake, d->waker, &d->store, err) < 0 || make_backends(d, err) < 0)
         return -1;
@@ -437,6 +451,7 @@ static void take_down(struct daemon *d)
 {
     http_server_free(d->server);
     timer_free(d->watchdog);
+    timer_free(d->alive);
     if (d->store != NULL)
         store_close(d->store);
     core_free(d->core);

@@ -8,7 +8,7 @@
 #include "model/fields.h"
 #include "model/vm.h"
 
-enum { LABELS_MAX = 64, LABEL_CHARS_MAX = 128, FORWARDS_MAX = 64, KEYS_MAX = 64, USER_DATA_MAX = 524288 };
+enum { LABELS_MAX = 64, LABEL_CHARS_MAX = 128, FORWARDS_MAX = 64, KEYS_MAX = 64, USER_DATA_MAX = 524288, STEPS_MAX = 256 };
 
 static const char *const machines[] = {"q35", "microvm", NULL};
 static const char *const accels[] = {"auto", "kvm", "tcg", NULL};
@@ -292,17 +292,49 @@ static int parse_hardware(const struct fields *f, struct vm_spec *s)
     return 0;
 }
 
+/* One step of provisioning: checked and kept; it runs only when asked. */
+static int parse_step(const json_t *step, const char *pointer, struct error *err)
+{
+    static const char *const names[] = {"type", "inline", "script", "source", "content_base64", "destination", "mode", NULL};
+    static const char *const types[] = {"shell", "file", NULL};
+    CLEANUP_FREE char *code = NULL, *script = NULL, *source = NULL, *content = NULL, *destination = NULL, *mode = NULL;
+    struct fields f;
+    int type = -1;
+
+    if (fields_open(&f, step, pointer, names, err) < 0 || field_enum(&f, "type", types, &type) < 0 ||
+        field_str(&f, "inline", USER_DATA_MAX, &code) < 0 || field_path(&f, "script", &script) < 0 ||
+        field_path(&f, "source", &source) < 0 || field_str(&f, "content_base64", USER_DATA_MAX, &content) < 0 ||
+        field_path(&f, "destination", &destination) < 0 || field_str(&f, "mode", 4, &mode) < 0)
+        return -1;
+    if (type < 0)
+        return field_error(&f, "type", "shell or file");
+    if (mode != NULL && (strlen(mode) < 3 || strspn(mode, "01234567") != strlen(mode)))
+        return field_error(&f, "mode", "an octal mode of 3 or 4 digits");
+    if (type == 0 && (code != NULL) == (script != NULL))
+        return field_error(&f, "inline", "given for type shell, or script in its place");
+    if (type == 1 && (content != NULL) == (source != NULL))
+        return field_error(&f, "content_base64", "given for type file, or source in its place");
+    if (type == 1 && destination == NULL)
+        return field_error(&f, "destination", "given for type file: an absolute path in the guest");
+    return 0;
+}
+
 static int parse_provision(const struct fields *f, struct vm_spec *s)
 {
     const json_t *steps = field_get(f, "provision");
+    char pointer[128];
 
     if (steps == NULL)
         return 0;
-    if (!json_is_array(steps))
-        return field_error(f, "provision", "an array");
-    if (json_array_size(steps) > 0)
-        return error_set(f->err, ERR_BACKEND_NOT_AVAILABLE, "provisioning is not available in this version of vmmd");
-    (void)s;
+    if (!json_is_array(steps) || json_array_size(steps) > STEPS_MAX)
+        return field_error(f, "provision", "an array of at most 256 steps");
+    for (size_t i = 0; i < json_array_size(steps); i++) {
+        snprintf(pointer, sizeof(pointer), "%s/provision/%zu", f->pointer, i);
+        if (parse_step(json_array_get(steps, i), pointer, f->err) < 0)
+            return -1;
+    }
+    if (json_array_size(steps) > 0 && (s->provision = json_deep_copy(steps)) == NULL)
+        return no_memory(f->err);
     return 0;
 }
 

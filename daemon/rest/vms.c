@@ -11,6 +11,7 @@
 /* --- list --- */
 
 struct filter_query {
+    struct core *core;
     struct core_filter filter;
     struct error *err;
     char labels[16][300];
@@ -30,6 +31,10 @@ static bool read_filter(void *arg, const char *name, const char *value)
         q->filter.by_state = true;
         q->filter.states |= 1U << state;
     } else if (strcmp(name, "backend") == 0) {
+        if (core_backend(q->core, value) == NULL && strcmp(value, "propolis") != 0) {
+            q->rc = field_pointer_error(q->err, "/backend", "qemu, noop or propolis", "\"%.40s\" is no backend", value);
+            return false;
+        }
         q->filter.backend = value;
     } else if (strcmp(name, "name") == 0) {
         q->filter.name_glob = value;
@@ -54,7 +59,7 @@ void rest_vms_list(struct http_request *req, void *arg)
     CLEANUP_ERROR struct error err = ERROR_INIT;
     CLEANUP_BUF struct buf out = BUF_INIT(64 << 20);
     CLEANUP_FREE char *after = NULL, *last = NULL, *cursor = NULL;
-    struct filter_query q = {.err = &err};
+    struct filter_query q = {.core = rest->core, .err = &err};
     int64_t limit = 100;
 
     http_query_each(req, read_filter, &q);

@@ -104,8 +104,8 @@ def test_both_media_types_are_taken_and_others_are_not(api):
     make_vm(api)
     body = json.dumps({"labels": {"a": "b"}}).encode()
     for media in ("application/json", "application/merge-patch+json", "Application/Merge-Patch+JSON; charset=utf-8"):
-        assert patch(api, None, body=body, headers={"Content-Type": media}).status == 200
-    answer = patch(api, None, body=body, headers={"Content-Type": "application/json-patch+json"})
+        assert api.request("PATCH", "/v1/vms/web", body=body, headers={"Content-Type": media}).status == 200
+    answer = api.request("PATCH", "/v1/vms/web", body=body, headers={"Content-Type": "application/json-patch+json"})
     assert answer.code == "api::unsupported_media_type"
     assert "-H" in answer.json["help"] and "application/merge-patch+json" in answer.json["help"]
 

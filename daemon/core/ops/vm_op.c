@@ -605,7 +605,7 @@ int vm_op_persist(struct vm_op *vo, enum vm_state to, const char *cause, bool de
         vm->vm.failure = (struct vm_failure){0};
     }
     vo->res->state = OPERATION_SUCCEEDED;
-    vo->res->method = vo->method;
+    vo->res->method = vo->plan->verb == VM_RESTART ? NULL : vo->method;
     vo->res->finished_at = clock_wall_ms();
     for (unsigned i = 0; i < vo->res->n_steps; i++)
         vo->res->steps[i].state = OP_STEP_DONE;
@@ -616,6 +616,9 @@ int vm_op_persist(struct vm_op *vo, enum vm_state to, const char *cause, bool de
     if (destroyed)
         change_ports(ch, vm, true);
     change_state_event(ch, vm, vo->res, vo->before, cause);
+    for (unsigned i = vo->res->step + 1; i < vo->res->n_steps; i++) /* they follow at once and change nothing any more */
+        change_event(ch, "operation.step", vm, vo->res, NULL,
+                     json_pack("{s:s,s:s,s:s,s:i}", "kind", vo->res->kind, "step", vo->res->steps[i].name, "state", "done", "ms", 0));
     change_event(ch, "operation.finished", vm, vo->res, NULL, finish_data(vo->res));
     change_commit(ch, persist_durable, vo);
     return OP_WAIT;
