@@ -144,10 +144,11 @@ static uint64_t bytes_on_disk(const struct fixture *f, size_t *ret_files)
         return 0;
     for (size_t i = 0; i < g.gl_pathc; i++) {
         struct stat st;
-        assert_int_equal(stat(g.gl_pathv[i], &st), 0);
+        if (stat(g.gl_pathv[i], &st) != 0) /* pruned since */
+            continue;
         sum += (uint64_t)st.st_size;
+        (*ret_files)++;
     }
-    *ret_files = g.gl_pathc;
     globfree(&g);
     return sum;
 }
