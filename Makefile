@@ -191,15 +191,15 @@ check-asan: export UBSAN_OPTIONS = print_stacktrace=1
 check-asan: ## C tests, API and vmctl under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(NEED_TESTS)
 	@$(MAKE) --no-print-directory $(ASAN_FLAGS) all c-tests
-	@$(MAKE) --no-print-directory $(ASAN_FLAGS) RUN_C='$(RUN_C) -t 300' check-unit
-	@$(call sanitized,build-asan) $(PYTEST) $(ASAN_TESTS)
+	@status=0; $(MAKE) --no-print-directory $(ASAN_FLAGS) RUN_C='$(RUN_C) -t 300' check-unit || status=1; \
+	    $(call sanitized,build-asan) $(PYTEST) $(ASAN_TESTS) || status=1; exit $$status
 
 check-tsan: export TSAN_OPTIONS = halt_on_error=0 second_deadlock_stack=1
 check-tsan: ## C tests and a part of the API's under ThreadSanitizer
 	$(NEED_TESTS)
 	@$(MAKE) --no-print-directory $(TSAN_FLAGS) all c-tests
-	@$(MAKE) --no-print-directory $(TSAN_FLAGS) RUN_C='$(RUN_C) -t 300 -w "setarch -R"' check-unit
-	@$(call sanitized,build-tsan) setarch -R $(PYTEST) $(TSAN_TESTS)
+	@status=0; $(MAKE) --no-print-directory $(TSAN_FLAGS) RUN_C='$(RUN_C) -t 300 -w "setarch -R"' check-unit || status=1; \
+	    $(call sanitized,build-tsan) setarch -R $(PYTEST) $(TSAN_TESTS) || status=1; exit $$status
 
 # valgrind 3.19 knows no pidfd_open(2): what watches processes cannot run under it.
 VALGRIND_CANNOT = test_child test_qemu_backend
