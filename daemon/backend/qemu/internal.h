@@ -105,6 +105,7 @@ struct backend_vm {
     int64_t reset_at; /* loop time of the last RESET; 0: none */
     const char *wanted;  /* the state a cont or stop is to reach */
     bool pressed_agent;
+    unsigned presses; /* since it started */
     bool adopting;
     struct backend_adoption *adoption;
 };

@@ -352,6 +352,7 @@ static void forget_last_run(struct backend_vm *bvm)
     bvm->mute = false;
     bvm->reconnecting = false;
     bvm->pressed_agent = false;
+    bvm->presses = 0;
     bvm->guest_end = GUEST_RUNS;
     bvm->stderr_tail[0] = '\0';
     memset(&bvm->status, 0, sizeof(bvm->status));

@@ -183,6 +183,7 @@ static void agent_answered(void *arg, json_t *ret, struct error *err)
     (void)err;
 }
 
+/* The button first; a guest that did not mind it is asked through its agent as well. */
 int qemu_press(struct backend_vm *bvm, struct backend_call *call, struct error *err)
 {
     CLEANUP_ERROR struct error ignored = ERROR_INIT;
@@ -190,7 +191,7 @@ int qemu_press(struct backend_vm *bvm, struct backend_call *call, struct error *
 
     bvm->press_asked = rc == OP_WAIT;
     bvm->pressed_agent = false;
-    if (rc == OP_WAIT && bvm->agent && agent_is_up(bvm->agent))
+    if (rc == OP_WAIT && bvm->presses++ > 0 && bvm->agent && agent_is_up(bvm->agent))
         bvm->pressed_agent = agent_notify(bvm->agent, "guest-shutdown", json_pack("{s:s}", "mode", "powerdown"),
                                           AGENT_SHUTDOWN_MS, agent_answered, bvm, &ignored) == 0;
     return rc;
