@@ -286,6 +286,7 @@ int core_vm_verb(struct core *core, const struct core_request *req, const char *
 /* --- PATCH --- */
 
 struct patch {
+    struct patch *next; /* of the same VM */
     struct live_vm *vm;
     bool has_spec, has_labels;
     struct vm_spec spec;     /* what it was, for a disk that refuses */
@@ -295,22 +296,42 @@ struct patch {
     void *arg;
 };
 
+/* What was before goes back to the VM; or to the next patch of the same, which stands on this one. */
+static void patch_revert(struct patch *p)
+{
+    struct vm *vm = &p->vm->vm;
+    struct vm_spec *spec = &vm->spec;
+    struct vm_labels *labels = &vm->labels;
+    int64_t *generation = &vm->generation;
+
+    for (struct patch *n = p->next; n != NULL && spec == &vm->spec; n = n->next)
+        if (n->has_spec) {
+            spec = &n->spec;
+            generation = &n->generation;
+        }
+    for (struct patch *n = p->next; n != NULL && labels == &vm->labels; n = n->next)
+        if (n->has_labels)
+            labels = &n->labels;
+    if (p->has_spec) {
+        struct vm_spec was = p->spec;
+        p->spec = *spec;
+        *spec = was;
+        *generation = p->generation;
+    }
+    if (p->has_labels) {
+        struct vm_labels was = p->labels;
+        p->labels = *labels;
+        *labels = was;
+    }
+}
+
 static void patch_durable(void *arg, struct error *err)
 {
     struct patch *p = arg;
-    struct vm *vm = &p->vm->vm;
 
-    if (error_is_set(err) && p->has_spec) {
-        struct vm_spec was = p->spec;
-        p->spec = vm->spec;
-        vm->spec = was;
-        vm->generation = p->generation;
-    }
-    if (error_is_set(err) && p->has_labels) {
-        struct vm_labels was = p->labels;
-        p->labels = vm->labels;
-        vm->labels = was;
-    }
+    p->vm->patches = p->next; /* they become durable in order */
+    if (error_is_set(err))
+        patch_revert(p);
     p->done(p->arg, p->vm, err);
     vm_spec_done(&p->spec);
     vm_labels_done(&p->labels);
@@ -434,6 +455,8 @@ int core_vm_patch(struct core *core, const struct core_request *req, const char 
 
     if (vm == NULL || stopping_error(core, err) < 0 || check_etag(vm, if_match, err) < 0 || fields_open(&f, patch, "", names, err) < 0)
         return -1;
+    if (vm->vm.state == VM_DESTROYED) /* its tombstone is being written */
+        return error_set(err, ERR_LIFECYCLE_DESTROYED, "VM %s is being destroyed", vm->vm.name);
     bool has_labels = json_object_get(patch, "labels") != NULL, has_spec = json_object_get(patch, "spec") != NULL;
     if (has_spec && patch_spec(vm, json_object_get(patch, "spec"), &spec, err) < 0)
         return -1;
@@ -442,8 +465,10 @@ int core_vm_patch(struct core *core, const struct core_request *req, const char 
             vm_spec_done(&spec);
         return -1;
     }
-    struct patch *p = mem_zalloc(sizeof(*p));
-    if (p == NULL) {
+    struct patch *p = mem_zalloc(sizeof(*p)), **end = &vm->patches;
+    struct change *ch = p != NULL ? change_new(core) : NULL;
+    if (ch == NULL) {
+        mem_free(p);
         if (has_spec)
             vm_spec_done(&spec);
         if (has_labels)
@@ -461,7 +486,9 @@ int core_vm_patch(struct core *core, const struct core_request *req, const char 
         p->spec = vm->vm.spec;
         vm->vm.spec = spec;
     }
-    struct change *ch = change_new(core);
+    while (*end != NULL)
+        end = &(*end)->next;
+    *end = p;
     change_vm(ch, vm, false);
     change_event(ch, "vm.updated", vm, NULL, req->request_id,
                  json_pack("{s:I,s:b,s:b}", "generation", (json_int_t)vm->vm.generation, "labels", has_labels, "spec", has_spec));

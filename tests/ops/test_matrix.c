@@ -310,7 +310,7 @@ static bool let_go(void *arg)
     struct cell *c = arg;
     struct live_vm *vm = core_bed_vm(c->b, c->name);
 
-    return vm == NULL || (vm->op == NULL && !vm->settling);
+    return c->b->core->n_running == 0 && (vm == NULL || !vm->settling);
 }
 
 static void cancel_at(struct cell *c)
