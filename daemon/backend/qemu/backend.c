@@ -133,7 +133,7 @@ static struct backend_vm *qemu_attach(struct backend *be, struct vm *vm, const s
                                       struct error *err)
 {
     struct backend_vm *bvm = mem_zalloc(sizeof(*bvm));
-    int n = 0;
+    int n;
 
     if (!bvm) {
         error_set(err, ERR_DAEMON_INTERNAL, "no memory for VM %s", vm->name);
@@ -145,10 +145,9 @@ static struct backend_vm *qemu_attach(struct backend *be, struct vm *vm, const s
     bvm->arg = arg;
     bvm->tap_fd = -1;
     uuid_text(&vm->id, bvm->id);
-    n |= path_join(bvm->work_dir, PATH_MAX - 32, bvm->be->data_dir, "vms/", err);
-    if (n == 0 && strlen(bvm->work_dir) + strlen(bvm->id) + 32 < PATH_MAX)
-        strcat(bvm->work_dir, bvm->id);
-    else
+    n = snprintf(bvm->work_dir, sizeof(bvm->work_dir), "%s/vms/%s", bvm->be->data_dir, bvm->id);
+    /* Room for the names below. */
+    if (n > PATH_MAX - 32)
         n = -1;
     /* The last twelve digits of the id are random; a socket's path has little room. */
     if (n < 0 || snprintf(bvm->run_dir, sizeof(bvm->run_dir), "%s/vms/%s", bvm->be->runtime_dir, bvm->id + 24) >=

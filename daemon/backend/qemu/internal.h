@@ -134,6 +134,8 @@ void call_end(struct backend_vm *bvm, struct error *err);
 /* hurry of calls that only wait for the monitor: fails at once. */
 void call_hurry(struct backend_vm *bvm);
 int call_cancelled_error(struct backend_vm *bvm, struct error *err);
+/* The object as compact text, which the caller mem_frees; NULL when memory is short.  Takes the object. */
+char *qemu_json_text(json_t *object);
 /* Replaces an owned text; a lack of memory leaves NULL. */
 void set_text(char **slot, const char *value);
 

@@ -2,11 +2,14 @@
  *
  * Happy path: a verb begins its call, jobs and tools do the work, call_end completes it.  A VM that is detached in the
  * middle forgets its jobs: they run to their end on the pool (nothing there can be stopped) and are freed unheard. */
+#include "base/buf.h"
 #include "base/fd.h"
 
 #include "base/mem.h"
 #include "backend/qemu/internal.h"
 #include "loop/work.h"
+
+enum { JSON_TEXT_MAX = 1 << 20 };
 
 static int job_fn(void *data, struct error *err)
 {
@@ -119,6 +122,20 @@ void call_hurry(struct backend_vm *bvm)
 
     call_cancelled_error(bvm, &err);
     call_end(bvm, &err);
+}
+
+static int dump_to_buf(const char *data, size_t len, void *arg)
+{
+    return buf_append(arg, data, len);
+}
+
+char *qemu_json_text(json_t *object)
+{
+    CLEANUP_BUF struct buf text = BUF_INIT(JSON_TEXT_MAX);
+    bool ok = object && json_dump_callback(object, dump_to_buf, &text, JSON_COMPACT) == 0;
+
+    json_decref(object);
+    return ok ? buf_take(&text, NULL) : NULL;
 }
 
 void set_text(char **slot, const char *value)

@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "backend/qemu/internal.h"
 #include "base/fd.h"
 #include "base/mem.h"
 #include "loop/child.h"
@@ -166,13 +167,11 @@ static void write_cache(struct qemu_probe *p)
                             p->key, "version", h->version, "q35", h->machine_q35, "microvm", h->has_microvm, "kvm",
                             h->kvm, "kvm_reason", h->kvm_reason, "tcg", h->tcg, "tcg_reason", h->tcg_reason,
                             "machines", h->machines);
-    char *text = doc ? json_dumps(doc, JSON_INDENT(1)) : NULL;
+    CLEANUP_FREE char *text = qemu_json_text(doc);
 
     /* Only a saving: without it the next start probes again. */
     if (text)
         file_write(p->cache_path, text, strlen(text), 0600, &err);
-    free(text);
-    json_decref(doc);
 }
 
 /* Calls fn for each answer with an id; whether `quit` was answered. */

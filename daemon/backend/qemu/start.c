@@ -157,12 +157,10 @@ static int grow(struct backend_vm *bvm, struct error *err)
     char size[32];
     json_t *image = json_pack("{s:s, s:n, s:{s:s, s:s}}", "driver", "qcow2", "backing", "file", "driver", "file",
                               "filename", bvm->overlay);
-    char *text = image ? json_dumps(image, JSON_COMPACT) : NULL;
+    CLEANUP_FREE char *text = qemu_json_text(image);
     CLEANUP_FREE char *name = text ? mem_printf("json:%s", text) : NULL;
     const char *argv[] = {bvm->be->host.qemu_img, "resize", "-q", name, size, NULL};
 
-    free(text);
-    json_decref(image);
     if (!name)
         return error_set(err, ERR_DAEMON_INTERNAL, "no memory to grow the disk of VM %s", bvm->vm->name);
     snprintf(size, sizeof(size), "%uG", bvm->vm->spec.disk_gb);
@@ -204,7 +202,7 @@ static int copy_ports(const struct vm *vm, struct prepare_job *p)
     for (size_t i = 0; i < spec->network.n_forwards; i++) {
         p->ports[p->n_ports] = spec->network.forwards[i];
         if (!p->ports[p->n_ports].host_ip[0])
-            strcpy(p->ports[p->n_ports].host_ip, "127.0.0.1");
+            snprintf(p->ports[p->n_ports].host_ip, sizeof(p->ports[p->n_ports].host_ip), "127.0.0.1");
         p->n_ports++;
     }
     if (ssh)
