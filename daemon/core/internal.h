@@ -129,6 +129,7 @@ enum { OPERATION_STEPS_MAX = 12 };
 struct operation_step {
     const char *name; /* of the table, or owned by the operation's document when loaded */
     enum op_step_state state;
+    bool skipped;
     int64_t started_ms; /* monotonic */
     int64_t ms;
 };
@@ -165,6 +166,7 @@ struct operation {
 
 struct operation *operation_new(struct core *core, const char *kind, const struct live_vm *vm, const struct core_request *req,
                                 struct error *err);
+const char *operation_step_text(const struct operation_step *step);
 /* The document as it will stand when what it is now is durable. */
 char *operation_render(const struct operation *op);
 const char *operation_state_text(enum operation_state state);

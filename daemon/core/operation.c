@@ -21,6 +21,11 @@ const char *operation_state_text(enum operation_state state)
     return state_texts[state];
 }
 
+const char *operation_step_text(const struct operation_step *step)
+{
+    return step->skipped ? "skipped" : step_texts[step->state];
+}
+
 static bool node_equal(const struct table_node *node, const void *key)
 {
     return strcmp(CONTAINER_OF(node, struct operation, node)->id, key) == 0;
@@ -93,7 +98,7 @@ static json_t *steps_json(const struct operation *op)
 
     for (unsigned i = 0; i < op->n_steps; i++) {
         const struct operation_step *s = &op->steps[i];
-        json_array_append_new(list, json_pack("{s:s,s:s,s:o}", "name", s->name, "state", step_texts[s->state], "ms",
+        json_array_append_new(list, json_pack("{s:s,s:s,s:o}", "name", s->name, "state", operation_step_text(s), "ms",
                                               s->state == OP_STEP_PENDING ? json_null() : json_integer(s->ms)));
     }
     return list;

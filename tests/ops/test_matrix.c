@@ -86,6 +86,12 @@ static bool alive_at(const struct scenario *s, unsigned k)
     return alive;
 }
 
+/* Steps of a stop that find the process gone. */
+static bool skipped(const struct scenario *s, unsigned k)
+{
+    return s->plan->steps[k].skip != NULL && !alive_at(s, k);
+}
+
 static bool has_step(const struct vm_plan *plan, const char *name, unsigned *ret)
 {
     for (unsigned i = 0; i < plan->n_steps; i++)
@@ -158,10 +164,12 @@ static void want_steps(const struct cell *c, char *trace, size_t size, char *sta
 
     trace[0] = states[0] = '\0';
     for (unsigned i = 0; i <= last; i++) {
-        n += (size_t)snprintf(trace + n, size - n, "%s:running ", plan->steps[i].name);
-        if (i < last)
+        n += (size_t)snprintf(trace + n, size - n, "%s:%s ", plan->steps[i].name, skipped(c->s, i) ? "skipped" : "running");
+        if (i < last && !skipped(c->s, i))
             n += (size_t)snprintf(trace + n, size - n, "%s:done ", plan->steps[i].name);
     }
+    for (unsigned i = last; good && i < plan->n_steps; i++) /* what follows the commit changes nothing: told with it */
+        n += (size_t)snprintf(trace + n, size - n, "%s:done ", plan->steps[i].name);
     if (!good)
         n += (size_t)snprintf(trace + n, size - n, "%s:failed ", plan->steps[last].name);
     for (unsigned i = good ? 0 : last; i-- > 0;)
@@ -169,7 +177,8 @@ static void want_steps(const struct cell *c, char *trace, size_t size, char *sta
             n += (size_t)snprintf(trace + n, size - n, "%s:undoing %s:undone ", plan->steps[i].name, plan->steps[i].name);
     for (unsigned i = 0; i < plan->n_steps; i++)
         m += (size_t)snprintf(states + m, states_size - m, "%s ",
-                              good || (i < last && plan->steps[i].undo == NULL) ? "done"
+                              (good || i < last) && skipped(c->s, i)            ? "skipped"
+                              : good || (i < last && plan->steps[i].undo == NULL) ? "done"
                               : i == last                                       ? "failed"
                               : i > last                                        ? "pending"
                                                                                 : "undone");

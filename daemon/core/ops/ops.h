@@ -19,6 +19,7 @@ struct vm_step {
     int (*undo)(struct vm_op *vo, struct error *err);
     int64_t timeout_ms;
     bool commit;
+    bool (*skip)(const struct vm_op *vo); /* there is nothing left to do; NULL: never */
 };
 
 struct vm_plan {
@@ -104,6 +105,7 @@ int step_announce(struct vm_op *vo, struct error *err);
 int step_press(struct vm_op *vo, struct error *err);
 int step_terminate(struct vm_op *vo, struct error *err);
 int step_stop_kill(struct vm_op *vo, struct error *err);
+bool step_ended(const struct vm_op *vo); /* the process is gone already */
 void step_stop_wait(struct vm_op *vo);
 /* What the VM is when the operation did not come to its end. */
 void vm_op_settle(struct vm_op *vo, bool cancelled);
@@ -113,8 +115,8 @@ void vm_op_settle(struct vm_op *vo, bool cancelled);
         {"spawn", step_spawn, .undo = step_undo_spawn, .timeout_ms = 20000},                                           \
         {"greet", step_greet, .timeout_ms = 20000}, {"verify", step_verify, .timeout_ms = 10000}
 #define STOP_STEPS                                                                                                     \
-    {"press", step_press, .timeout_ms = 3700000}, {"terminate", step_terminate, .timeout_ms = 20000},                  \
-        {"kill", step_stop_kill, .timeout_ms = 20000}
+    {"press", step_press, .timeout_ms = 3700000}, {"terminate", step_terminate, .timeout_ms = 20000, .skip = step_ended},                  \
+        {"kill", step_stop_kill, .timeout_ms = 20000, .skip = step_ended}
 #define END_STEPS(persist)                                                                                             \
     {"persist", persist, .commit = true}, {"announce", step_announce}
 

@@ -214,6 +214,11 @@ static void terminate_exited(struct vm_op *vo)
     stop_waited(vo);
 }
 
+bool step_ended(const struct vm_op *vo)
+{
+    return vo->ended;
+}
+
 int step_terminate(struct vm_op *vo, struct error *err)
 {
     if (vo->ended)

@@ -163,19 +163,21 @@ static void step_changed(struct op *op, unsigned index, enum op_step_state state
         return;
     if (state == OP_STEP_RUNNING)
         s->started_ms = clock_mono_ms();
+    if (state == OP_STEP_DONE && s->skipped)
+        return;
+    s->skipped = state == OP_STEP_RUNNING && vo->plan->steps[index].skip != NULL && vo->plan->steps[index].skip(vo);
     s->state = state;
     s->ms = clock_mono_ms() - s->started_ms;
     vo->res->step = index;
     vo->res->step_begun = true;
     vo->res->cancellable = op_cancellable(op);
     vo->res->dirty = true;
-    static const char *const texts[] = {"pending", "running", "done", "failed", "undoing", "undone"};
-    LOG_DEBUG("step", "operation", vo->res->id, "kind", vo->res->kind, "vm", vo->res->vm_name, "step", s->name, "state", texts[state],
+    LOG_DEBUG("step", "operation", vo->res->id, "kind", vo->res->kind, "vm", vo->res->vm_name, "step", s->name, "state", operation_step_text(s),
               "error", err != NULL && error_is_set(err) ? err->message : NULL);
     if (state == OP_STEP_UNDONE && err != NULL && error_is_set(err))
         LOG_WARN("undo failed", "operation", vo->res->id, "step", s->name, "error", err->message);
     change_lazy_event(vo->core, "operation.step", vo->vm, vo->res,
-                      json_pack("{s:s,s:s,s:s,s:I}", "kind", vo->res->kind, "step", s->name, "state", texts[state], "ms", (json_int_t)s->ms));
+                      json_pack("{s:s,s:s,s:s,s:I}", "kind", vo->res->kind, "step", s->name, "state", operation_step_text(s), "ms", (json_int_t)s->ms));
 }
 
 static const struct op_observer observer = {.step = step_changed, .finished = engine_finished};
@@ -184,6 +186,8 @@ static int run_current(struct vm_op *vo, struct error *err)
 {
     const struct vm_step *step = &vo->plan->steps[op_step_index(vo->op)];
 
+    if (vo->res->steps[op_step_index(vo->op)].skipped)
+        return 0;
     vo->phase = VM_OP_RUN;
     vo->calling = true;
     int rc = step->run(vo, err);
@@ -616,7 +620,7 @@ int vm_op_persist(struct vm_op *vo, enum vm_state to, const char *cause, bool de
     if (destroyed)
         change_ports(ch, vm, true);
     change_state_event(ch, vm, vo->res, vo->before, cause);
-    for (unsigned i = vo->res->step + 1; i < vo->res->n_steps; i++) /* they follow at once and change nothing any more */
+    for (unsigned i = vo->res->step; i < vo->res->n_steps; i++) /* they follow at once and change nothing any more */
         change_event(ch, "operation.step", vm, vo->res, NULL,
                      json_pack("{s:s,s:s,s:s,s:i}", "kind", vo->res->kind, "step", vo->res->steps[i].name, "state", "done", "ms", 0));
     change_event(ch, "operation.finished", vm, vo->res, NULL, finish_data(vo->res));
