@@ -375,19 +375,14 @@ static void store_ready(void *arg)
 /* Helpers lie beside vmmd in a build tree, and in libexec when installed. */
 static const char *helper_dir(char out[PATH_MAX])
 {
-    ssize_t n = readlink("/proc/self/exe", out, PATH_MAX - 16);
+    ssize_t n = readlink("/proc/self/exe", out, PATH_MAX - 1);
 
-    if (n > 0) {
-        out[n] = '\0';
-        *strrchr(out, '/') = '\0';
-        size_t len = strlen(out);
-        strncat(out, "/vmmd-inspect", 15);
-        bool beside = access(out, X_OK) == 0;
-        out[len] = '\0';
-        if (beside)
-            return out;
-    }
-    return VMMD_LIBEXEC;
+    if (n <= 0)
+        return VMMD_LIBEXEC;
+    out[n] = '\0';
+    *strrchr(out, '/') = '\0';
+    CLEANUP_FREE char *helper = mem_printf("%s/vmmd-inspect", out);
+    return helper != NULL && access(helper, X_OK) == 0 ? out : VMMD_LIBEXEC;
 }
 
 static int make_backends(struct daemon *d, struct error *err)

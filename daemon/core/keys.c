@@ -1,4 +1,5 @@
 /* keys.c - idempotency keys: which request a key belongs to, and which operation it began. */
+#include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -34,7 +35,7 @@ int keys_add(struct core *core, const char *text, const char *fingerprint, const
         return -1;
     memcpy(key->text, text, len);
     key->at = at;
-    strncpy(key->operation_id, operation_id, sizeof(key->operation_id) - 1);
+    snprintf(key->operation_id, sizeof(key->operation_id), "%s", operation_id);
     key->fingerprint = mem_strdup(fingerprint);
     if (key->fingerprint == NULL || table_add(&core->keys, &key->node, str_hash(text)) < 0) {
         mem_free(key->fingerprint);

@@ -1,4 +1,5 @@
 /* registry.c - the VMs in memory: by id, by name, and in order of names; and the ids of those destroyed. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -117,7 +118,7 @@ int tombstone_add(struct core *core, const struct uuid *id, const char *name, in
         return -1;
     t->id = *id;
     t->at = at;
-    strncpy(t->name, name, sizeof(t->name) - 1);
+    snprintf(t->name, sizeof(t->name), "%s", name);
     if (table_add(&core->tombstones, &t->node, uuid_hash(id)) < 0) {
         mem_free(t);
         return -1;

@@ -61,7 +61,7 @@ static bool matches(const struct http_pattern *p, const struct http_target *t)
 {
     if (p->n_segments != t->n_segments)
         return false;
-    for (unsigned i = 0; i < p->n_segments; i++) {
+    for (unsigned i = p->n_segments; i-- > 0;) { /* from the end: most begin alike */
         if (p->segments[i] == NULL ? t->segments[i][0] == '\0' : strcmp(p->segments[i], t->segments[i]) != 0)
             return false;
     }
@@ -81,12 +81,11 @@ static void take_params(struct http_conn *conn, const struct http_pattern *p)
 static int refuse_method(struct http_conn *conn, const char *method, unsigned allow, struct error *err)
 {
     char text[64] = "";
+    int len = 0;
 
     for (size_t i = 0; i < ARRAY_SIZE(methods); i++)
-        if ((allow & (unsigned)methods[i].method) != 0) {
-            strcat(text, text[0] != '\0' ? ", " : "");
-            strcat(text, methods[i].name);
-        }
+        if ((allow & (unsigned)methods[i].method) != 0)
+            len += snprintf(text + len, sizeof(text) - (size_t)len, "%s%s", len > 0 ? ", " : "", methods[i].name);
     http_add_header(&conn->req, "Allow", text);
     return error_set(err, ERR_API_METHOD_NOT_ALLOWED, "%.200s does not take %.20s; it takes %s", conn->target.path, method,
                      text);
