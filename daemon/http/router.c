@@ -2,6 +2,7 @@
  *
  * Where several patterns match, the one with the fewest parameters wins (/v1/vms/batch before /v1/vms/{vm}).  A path
  * that matches under another method is 405 with Allow, one that matches nothing is 404. */
+#include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
