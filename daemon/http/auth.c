@@ -103,7 +103,19 @@ static bool token_ok(const char *authorization, const char *token)
     return str_equal_const_time(authorization, token);
 }
 
-int http_auth(const struct http_conn *conn, struct error *err)
+/* A client sends the same Host with each request of a connection: what was found good once is not taken apart again. */
+static bool host_known(struct http_conn *conn, const char *text)
+{
+    if (strcmp(conn->host_ok, text) == 0)
+        return true;
+    if (!host_ok(conn->listener, text))
+        return false;
+    if (strlen(text) < sizeof(conn->host_ok))
+        memcpy(conn->host_ok, text, strlen(text) + 1);
+    return true;
+}
+
+int http_auth(struct http_conn *conn, struct error *err)
 {
     const struct http_headers *h = &conn->headers;
     const struct http_server *server = conn_server(conn);
@@ -111,7 +123,7 @@ int http_auth(const struct http_conn *conn, struct error *err)
     if (conn->listener->is_unix)
         return conn->allowed ? 0 : error_set(err, ERR_API_FORBIDDEN, "user %u may not use this socket",
                                              (unsigned)conn->req.peer.uid);
-    if (h->host != NULL && !host_ok(conn->listener, h->host))
+    if (h->host != NULL && !host_known(conn, h->host))
         return error_set(err, ERR_API_FORBIDDEN, "Host \"%.100s\" is no address of this daemon", h->host);
     if (h->origin != NULL && !origin_ok(h->origin, h->host))
         return error_set(err, ERR_API_FORBIDDEN, "Origin \"%.100s\" is foreign", h->origin);

@@ -29,6 +29,9 @@ enum {
     HTTP_STALL_MS = 60000, /* a reader that takes nothing for so long is dropped */
     HTTP_LINGERS_MAX = 64,
     HTTP_BACKLOG = 128,
+    HTTP_EXTRA_MEM = 192,
+    HTTP_HOST_KEEP = 32,
+    HTTP_REPLY_KEEP = 4096,
 };
 
 enum conn_state { CONN_IDLE, CONN_HEADERS, CONN_BODY, CONN_PARKED, CONN_REPLY, CONN_UPGRADED };
@@ -84,6 +87,12 @@ struct http_conn {
     char request_id[HTTP_ID_MAX + 1];
     struct http_extra extra[HTTP_EXTRA_MAX];
     unsigned n_extra;
+    char extra_mem[HTTP_EXTRA_MEM]; /* holds the short ones: most answers need no allocation for their headers */
+    size_t extra_used;
+    char *reply_mem; /* the body of a short answer; kept for the next one */
+    size_t reply_cap;
+    bool reply_busy; /* an answer of this request uses it */
+    char host_ok[HTTP_HOST_KEEP]; /* the Host last found good here; "": none */
     void (*gone)(void *arg, struct http_request *req);
     void *gone_arg;
     struct poller *watch; /* for the client's leaving while libmicrohttpd does not look */
@@ -171,7 +180,7 @@ void http_listener_close(struct http_listener *l); /* closes the socket and unli
 /* auth.c */
 bool http_peer_allowed(struct http_listener *l, int fd, struct http_peer *ret_peer);
 /* Host, Origin and token of a request over TCP. */
-int http_auth(const struct http_conn *conn, struct error *err);
+int http_auth(struct http_conn *conn, struct error *err);
 
 /* target.c */
 void http_target_parse(struct http_target *t, const char *raw);

@@ -17,13 +17,31 @@ static const char no_memory_problem[] =
     "\"help\":\"try again in a moment; `vmctl host` shows the limits\",\"retryable\":true,\"request_id\":\"\","
     "\"context\":{},\"causes\":[]}";
 
+static char *extra_keep(struct http_conn *conn, const char *s)
+{
+    size_t size = strlen(s) + 1;
+
+    if (size > sizeof(conn->extra_mem) - conn->extra_used)
+        return mem_strdup(s);
+    char *copy = memcpy(conn->extra_mem + conn->extra_used, s, size);
+    conn->extra_used += size;
+    return copy;
+}
+
+static void extra_free(struct http_conn *conn, char *s)
+{
+    if (s < conn->extra_mem || s >= conn->extra_mem + sizeof(conn->extra_mem))
+        mem_free(s);
+}
+
 void http_extra_clear(struct http_conn *conn)
 {
     for (unsigned i = 0; i < conn->n_extra; i++) {
-        mem_free(conn->extra[i].name);
-        mem_free(conn->extra[i].value);
+        extra_free(conn, conn->extra[i].name);
+        extra_free(conn, conn->extra[i].value);
     }
     conn->n_extra = 0;
+    conn->extra_used = 0;
     conn->extra_failed = false;
 }
 
@@ -38,11 +56,11 @@ void http_add_header(struct http_request *req, const char *name, const char *val
         return;
     }
     struct http_extra *e = &conn->extra[conn->n_extra];
-    e->name = mem_strdup(name);
-    e->value = mem_strdup(value);
+    e->name = extra_keep(conn, name);
+    e->value = extra_keep(conn, value);
     if (e->name == NULL || e->value == NULL) {
-        mem_free(e->name);
-        mem_free(e->value);
+        extra_free(conn, e->name);
+        extra_free(conn, e->value);
         conn->extra_failed = true;
         return;
     }
@@ -60,10 +78,30 @@ void http_decorate(struct http_conn *conn, struct MHD_Response *response, const 
         MHD_add_response_header(response, "Connection", "close");
 }
 
+/* A short body is copied to the connection's own memory, which outlives the answer and serves the next one; NULL for a long
+ * one, which libmicrohttpd copies.  An answer whose body lies there already is still on its way: that one stays. */
+static const void *reply_keep(struct http_conn *conn, const void *body, size_t len)
+{
+    if (len == 0 || len > HTTP_REPLY_KEEP || conn->reply_busy)
+        return NULL;
+    if (conn->reply_cap < len) {
+        size_t cap = (len + 511) / 512 * 512;
+        mem_free(conn->reply_mem);
+        conn->reply_mem = mem_alloc(cap);
+        conn->reply_cap = conn->reply_mem != NULL ? cap : 0;
+    }
+    if (conn->reply_mem == NULL)
+        return NULL;
+    conn->reply_busy = true;
+    return memcpy(conn->reply_mem, body, len);
+}
+
 struct MHD_Response *http_make(struct http_conn *conn, const char *content_type, const void *body, size_t len)
 {
-    /* libmicrohttpd copies; its parameter is not const for other modes. */
-    struct MHD_Response *r = MHD_create_response_from_buffer(len, (void *)(uintptr_t)body, MHD_RESPMEM_MUST_COPY);
+    const void *kept = reply_keep(conn, body, len);
+    /* libmicrohttpd's parameter is not const for modes that are not these. */
+    struct MHD_Response *r = MHD_create_response_from_buffer(len, (void *)(uintptr_t)(kept != NULL ? kept : body),
+                                                             kept != NULL ? MHD_RESPMEM_PERSISTENT : MHD_RESPMEM_MUST_COPY);
 
     if (r != NULL)
         http_decorate(conn, r, content_type);

@@ -363,6 +363,7 @@ static void reset(struct http_conn *conn)
         MHD_destroy_response(conn->answer);
     conn->answer = NULL;
     http_extra_clear(conn);
+    conn->reply_busy = false;
     buf_done(&conn->body);
     if (conn->target.cap > TARGET_KEEP)
         http_target_done(&conn->target);
@@ -439,6 +440,7 @@ static void connection_ends(struct http_server *server, struct http_conn *conn)
     unpark(conn);
     reset(conn);
     http_target_done(&conn->target);
+    mem_free(conn->reply_mem);
     mem_free(conn);
     http_check_drained(server);
 }
