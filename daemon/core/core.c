@@ -348,9 +348,9 @@ static const struct {
 
 static int check_patch_field(const struct live_vm *vm, const char *name, struct error *err)
 {
-    char pointer[160];
+    char pointer[FIELD_POINTER_MAX];
 
-    snprintf(pointer, sizeof(pointer), "/spec/%.100s", name);
+    field_pointer(pointer, "/spec", name);
     for (size_t i = 0; i < ARRAY_SIZE(patchable); i++) {
         if (strcmp(patchable[i].name, name) != 0)
             continue;

@@ -10,6 +10,7 @@
 #include "base/problem.h"
 #include "base/str.h"
 #include "core/internal.h"
+#include "model/fields.h"
 
 enum { ENDED_MAX = 1000 };
 
@@ -98,7 +99,7 @@ static json_t *steps_json(const struct operation *op)
 
     for (unsigned i = 0; i < op->n_steps; i++) {
         const struct operation_step *s = &op->steps[i];
-        json_array_append_new(list, json_pack("{s:s,s:s,s:o}", "name", s->name, "state", operation_step_text(s), "ms",
+        list = field_append(list, json_pack("{s:s,s:s,s:o}", "name", s->name, "state", operation_step_text(s), "ms",
                                               s->state == OP_STEP_PENDING ? json_null() : json_integer(s->ms)));
     }
     return list;
@@ -130,10 +131,8 @@ char *operation_render(const struct operation *op)
     if (doc == NULL)
         return NULL;
     if (op->method != NULL)
-        json_object_set_new(doc, "method", json_string(op->method));
-    char *text = json_dumps(doc, JSON_COMPACT);
-    json_decref(doc);
-    return text;
+        doc = field_set(doc, "method", json_string(op->method));
+    return core_dump(doc, NULL);
 }
 
 const char *operation_doc(struct operation *op)

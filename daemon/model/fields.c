@@ -22,11 +22,50 @@ int field_pointer_error(struct error *err, const char *pointer, const char *expe
     return -1;
 }
 
+char *field_pointer(char out[FIELD_POINTER_MAX], const char *base, const char *key)
+{
+    size_t len = (size_t)snprintf(out, FIELD_POINTER_MAX, "%.100s/", base), start = len;
+
+    for (; *key != '\0'; key++) {
+        bool begins = ((unsigned char)*key & 0xc0) != 0x80;
+        if (begins && len > start + 128) /* room for the longest character, or an escape, is left */
+            break;
+        if (*key == '~' || *key == '/') {
+            out[len++] = '~';
+            out[len++] = *key == '~' ? '0' : '1';
+        } else {
+            out[len++] = *key;
+        }
+    }
+    out[len] = '\0';
+    return out;
+}
+
+json_t *field_append(json_t *list, json_t *item)
+{
+    if (list != NULL && json_array_append_new(list, item) == 0)
+        return list;
+    if (list == NULL)
+        json_decref(item);
+    json_decref(list);
+    return NULL;
+}
+
+json_t *field_set(json_t *obj, const char *name, json_t *value)
+{
+    if (obj != NULL && json_object_set_new(obj, name, value) == 0)
+        return obj;
+    if (obj == NULL)
+        json_decref(value);
+    json_decref(obj);
+    return NULL;
+}
+
 int field_error(const struct fields *f, const char *name, const char *expected)
 {
-    char pointer[256];
+    char pointer[FIELD_POINTER_MAX];
 
-    snprintf(pointer, sizeof(pointer), "%s/%s", f->pointer, name);
+    field_pointer(pointer, f->pointer, name);
     return field_pointer_error(f->err, pointer, expected, "%s must be %s", pointer, expected);
 }
 
@@ -45,9 +84,9 @@ int fields_open(struct fields *f, const json_t *obj, const char *pointer, const 
             i++;
         if (names[i] != NULL)
             continue;
-        char full[256];
+        char full[FIELD_POINTER_MAX];
         const char *near = str_nearest(key, names);
-        snprintf(full, sizeof(full), "%s/%.64s", pointer, key);
+        field_pointer(full, pointer, key);
         field_pointer_error(err, full, "no such field", near != NULL ? "%s is not a field here; did you mean \"%s\"?" : "%s is not a field here",
                             full, near);
         if (near != NULL)

@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "model/fields.h"
 #include "model/vm.h"
 
 static const char *const failure_reasons[] = {"killed", "exited", "panic", "spawn", "oom"};
@@ -49,9 +50,8 @@ static json_t *conditions_json(const struct vm *vm)
     for (int i = 0; i < VM_COND_MAX; i++) {
         const struct vm_condition *c = &vm->conditions[i];
         if (c->known)
-            json_array_append_new(list, json_pack("{s:s,s:b,s:s,s:s,s:o}", "type", vm_condition_text((enum vm_condition_type)i), "status",
-                                                  c->status, "reason", c->reason, "message", c->message, "since",
-                                                  time_or_null(c->since)));
+            list = field_append(list, json_pack("{s:s,s:b,s:s,s:s,s:o}", "type", vm_condition_text((enum vm_condition_type)i), "status",
+                                                c->status, "reason", c->reason, "message", c->message, "since", time_or_null(c->since)));
     }
     return list;
 }

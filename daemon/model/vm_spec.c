@@ -41,7 +41,7 @@ int vm_labels_parse(const json_t *labels, const char *pointer, struct vm_labels 
     struct vm_labels out = {0};
     const char *key;
     json_t *value;
-    char at[256];
+    char at[FIELD_POINTER_MAX];
 
     if (!json_is_object(labels))
         return field_pointer_error(err, pointer, "an object of strings", "%s must be an object of strings", pointer);
@@ -51,7 +51,7 @@ int vm_labels_parse(const json_t *labels, const char *pointer, struct vm_labels 
     if (out.items == NULL)
         return no_memory(err);
     json_object_foreach((json_t *)labels, key, value) {
-        snprintf(at, sizeof(at), "%s/%.128s", pointer, key);
+        field_pointer(at, pointer, key);
         if (*key == '\0' || chars(key) > LABEL_CHARS_MAX || strchr(key, '=') != NULL) {
             field_pointer_error(err, at, "a key of 1–128 characters without =", "%s is no label key", at);
             goto fail;
@@ -81,10 +81,7 @@ json_t *vm_labels_json(const struct vm_labels *labels)
     json_t *obj = json_object();
 
     for (size_t i = 0; i < labels->n; i++)
-        if (json_object_set_new(obj, labels->items[i].key, json_string(labels->items[i].value)) < 0) {
-            json_decref(obj);
-            return NULL;
-        }
+        obj = field_set(obj, labels->items[i].key, json_string(labels->items[i].value));
     return obj;
 }
 
@@ -295,27 +292,26 @@ static int parse_hardware(const struct fields *f, struct vm_spec *s)
 /* One step of provisioning: checked and kept; it runs only when asked. */
 static int parse_step(const json_t *step, const char *pointer, struct error *err)
 {
-    static const char *const names[] = {"type", "inline", "script", "source", "content_base64", "destination", "mode", NULL};
+    static const char *const names[] = {"type", "inline", "content_base64", "destination", "mode", NULL};
     static const char *const types[] = {"shell", "file", NULL};
-    CLEANUP_FREE char *code = NULL, *script = NULL, *source = NULL, *content = NULL, *destination = NULL, *mode = NULL;
+    CLEANUP_FREE char *code = NULL, *content = NULL, *destination = NULL, *mode = NULL;
     struct fields f;
     int type = -1;
 
     if (fields_open(&f, step, pointer, names, err) < 0 || field_enum(&f, "type", types, &type) < 0 ||
-        field_str(&f, "inline", USER_DATA_MAX, &code) < 0 || field_path(&f, "script", &script) < 0 ||
-        field_path(&f, "source", &source) < 0 || field_str(&f, "content_base64", USER_DATA_MAX, &content) < 0 ||
+        field_str(&f, "inline", USER_DATA_MAX, &code) < 0 || field_str(&f, "content_base64", USER_DATA_MAX, &content) < 0 ||
         field_path(&f, "destination", &destination) < 0 || field_str(&f, "mode", 4, &mode) < 0)
         return -1;
     if (type < 0)
         return field_error(&f, "type", "shell or file");
-    if (mode != NULL && (strlen(mode) < 3 || strspn(mode, "01234567") != strlen(mode)))
-        return field_error(&f, "mode", "an octal mode of 3 or 4 digits");
-    if (type == 0 && (code != NULL) == (script != NULL))
-        return field_error(&f, "inline", "given for type shell, or script in its place");
-    if (type == 1 && (content != NULL) == (source != NULL))
-        return field_error(&f, "content_base64", "given for type file, or source in its place");
-    if (type == 1 && destination == NULL)
-        return field_error(&f, "destination", "given for type file: an absolute path in the guest");
+    if (mode != NULL && (type == 0 || strlen(mode) < 3 || strspn(mode, "01234567") != strlen(mode)))
+        return field_error(&f, "mode", "an octal mode of 3 or 4 digits, for type file");
+    if ((type == 0) != (code != NULL))
+        return field_error(&f, "inline", "given for type shell only");
+    if ((type == 1) != (content != NULL))
+        return field_error(&f, "content_base64", "given for type file only");
+    if ((type == 1) != (destination != NULL))
+        return field_error(&f, "destination", "given for type file only: an absolute path in the guest");
     return 0;
 }
 
@@ -388,8 +384,8 @@ static json_t *forwards_json(const struct vm_spec *s)
 
     for (size_t i = 0; i < s->network.n_forwards; i++) {
         const struct vm_forward *fw = &s->network.forwards[i];
-        json_array_append_new(list, json_pack("{s:s,s:s,s:i,s:i}", "proto", protos[fw->udp], "host_ip", fw->host_ip, "host_port",
-                                              fw->host_port, "guest_port", fw->guest_port));
+        list = field_append(list, json_pack("{s:s,s:s,s:i,s:i}", "proto", protos[fw->udp], "host_ip", fw->host_ip, "host_port",
+                                            fw->host_port, "guest_port", fw->guest_port));
     }
     return list;
 }
@@ -399,11 +395,10 @@ static json_t *network_json(const struct vm_spec *s)
     json_t *net = json_pack("{s:s}", "type", networks[s->network.type]);
 
     if (s->network.bridge != NULL)
-        json_object_set_new(net, "bridge", json_string(s->network.bridge));
+        net = field_set(net, "bridge", json_string(s->network.bridge));
     if (s->network.name != NULL)
-        json_object_set_new(net, "name", json_string(s->network.name));
-    json_object_set_new(net, "forwards", forwards_json(s));
-    return net;
+        net = field_set(net, "name", json_string(s->network.name));
+    return field_set(net, "forwards", forwards_json(s));
 }
 
 static json_t *cloud_init_json(const struct vm_cloud_init *ci)
@@ -411,7 +406,7 @@ static json_t *cloud_init_json(const struct vm_cloud_init *ci)
     json_t *keys = json_array();
 
     for (size_t i = 0; i < ci->n_keys; i++)
-        json_array_append_new(keys, json_string(ci->ssh_authorized_keys[i]));
+        keys = field_append(keys, json_string(ci->ssh_authorized_keys[i]));
     return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o}", "hostname", text_or_null(ci->hostname), "ssh_authorized_keys", keys, "user_data",
                      text_or_null(ci->user_data), "vendor_data", text_or_null(ci->vendor_data), "network_config",
                      text_or_null(ci->network_config), "instance_id", text_or_null(ci->instance_id));

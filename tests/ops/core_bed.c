@@ -95,6 +95,7 @@ int core_bed_set_up(void **state)
     struct core_bed *b = calloc(1, sizeof(*b));
     const char *tmp = getenv("TMPDIR");
 
+    b->timeout_s = 1;
     log_init(LOG_LEVEL_ERROR, false);
     snprintf(b->dir, sizeof(b->dir), "%.30s/vmmd-core-XXXXXX", tmp != NULL ? tmp : "/tmp");
     assert_non_null(mkdtemp(b->dir));
@@ -199,7 +200,7 @@ struct operation *core_bed_create(struct core_bed *b, const char *body, const ch
 struct operation *core_bed_verb(struct core_bed *b, const char *ref, enum vm_verb verb, struct error *err)
 {
     struct core_request req = {.request_id = "test"};
-    struct core_verb_args args = {.timeout_s = 1};
+    struct core_verb_args args = {.timeout_s = b->timeout_s};
     struct operation *op = NULL;
 
     return core_vm_verb(b->core, &req, ref, verb, &args, NULL, &op, err) == 0 ? operation_ref(op) : NULL;

@@ -613,8 +613,8 @@ static void interrupted(void **state)
             row_is(b, "SELECT json_extract(doc, '$.state') FROM operations WHERE created_at = 1 ORDER BY id DESC LIMIT 1", NULL, cases[i].outcome);
             row_is(b, "SELECT json_extract(doc, '$.error.code') FROM operations WHERE created_at = 1 ORDER BY id DESC LIMIT 1", NULL,
                    failed ? "vm_manager::operation::interrupted" : "(null)");
-            /* an interrupted one gives its key back */
-            row_is(b, "SELECT count(*) FROM idempotency_keys", NULL, failed ? "0" : "1");
+            /* an interrupted one gives its key back: it is as old as can be */
+            row_is(b, "SELECT count(*) FROM idempotency_keys WHERE created_at > 0", NULL, failed ? "0" : "1");
             plant(b, "DELETE FROM idempotency_keys");
             keys_remove(b->core, "left");
         }

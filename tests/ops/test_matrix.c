@@ -71,27 +71,6 @@ static bool up(enum vm_state state)
     return state == VM_RUNNING || state == VM_SUSPENDED;
 }
 
-/* Whether a process is there when step k begins. */
-static bool alive_at(const struct scenario *s, unsigned k)
-{
-    bool alive = up(s->from);
-
-    for (unsigned i = 0; i < k; i++) {
-        const char *name = s->plan->steps[i].name;
-        if (strcmp(name, "press") == 0 || strcmp(name, "terminate") == 0 || strcmp(name, "kill") == 0)
-            alive = false;
-        else if (strcmp(name, "spawn") == 0)
-            alive = true;
-    }
-    return alive;
-}
-
-/* Steps of a stop that find the process gone. */
-static bool skipped(const struct scenario *s, unsigned k)
-{
-    return s->plan->steps[k].skip != NULL && !alive_at(s, k);
-}
-
 static bool has_step(const struct vm_plan *plan, const char *name, unsigned *ret)
 {
     for (unsigned i = 0; i < plan->n_steps; i++)
@@ -100,6 +79,43 @@ static bool has_step(const struct vm_plan *plan, const char *name, unsigned *ret
             return true;
         }
     return false;
+}
+
+/* Whether the process ends in this step.  In the cells of terminate and kill the gentler steps do not help. */
+static bool ends_in(const struct vm_plan *plan, unsigned k, const char *name)
+{
+    const char *hit = plan->steps[k].name;
+
+    if (strcmp(name, "press") == 0)
+        return strcmp(hit, "terminate") != 0 && strcmp(hit, "kill") != 0;
+    if (strcmp(name, "terminate") == 0)
+        return strcmp(hit, "kill") != 0;
+    return strcmp(name, "kill") == 0;
+}
+
+/* Whether a process is there when step i begins, in the cells of step k. */
+static bool alive_in(const struct scenario *s, unsigned k, unsigned i)
+{
+    bool alive = up(s->from);
+
+    for (unsigned j = 0; j < i; j++) {
+        if (ends_in(s->plan, k, s->plan->steps[j].name))
+            alive = false;
+        else if (strcmp(s->plan->steps[j].name, "spawn") == 0)
+            alive = true;
+    }
+    return alive;
+}
+
+static bool alive_at(const struct scenario *s, unsigned k)
+{
+    return alive_in(s, k, k);
+}
+
+/* A step of a stop that finds the process gone. */
+static bool skipped(const struct cell *c, unsigned i)
+{
+    return c->s->plan->steps[i].skip != NULL && (!alive_in(c->s, c->k, i) || (c->fault == FAULT_DEATH && i > c->k));
 }
 
 /* An end of the process is what these want, up to their own spawn. */
@@ -150,9 +166,9 @@ static enum vm_state want_state(const struct cell *c)
         return VM_FAILED;
     if (c->fault == FAULT_DEATH)
         return VM_FAILED;
-    if (!up(c->s->from) || (alive_at(c->s, c->k) && plan->verb != VM_RESTART))
+    if (!up(c->s->from) || (alive_at(c->s, c->k) && (plan->verb != VM_RESTART || c->k < spawn)))
         return c->s->from;
-    return c->k == 0 ? c->s->from : VM_STOPPED;
+    return VM_STOPPED;
 }
 
 static void want_steps(const struct cell *c, char *trace, size_t size, char *states, size_t states_size)
@@ -164,8 +180,8 @@ static void want_steps(const struct cell *c, char *trace, size_t size, char *sta
 
     trace[0] = states[0] = '\0';
     for (unsigned i = 0; i <= last; i++) {
-        n += (size_t)snprintf(trace + n, size - n, "%s:%s ", plan->steps[i].name, skipped(c->s, i) ? "skipped" : "running");
-        if (i < last && !skipped(c->s, i))
+        n += (size_t)snprintf(trace + n, size - n, "%s:%s ", plan->steps[i].name, skipped(c, i) ? "skipped" : "running");
+        if (i < last && !skipped(c, i))
             n += (size_t)snprintf(trace + n, size - n, "%s:done ", plan->steps[i].name);
     }
     for (unsigned i = last; good && i < plan->n_steps; i++) /* what follows the commit changes nothing: told with it */
@@ -177,7 +193,7 @@ static void want_steps(const struct cell *c, char *trace, size_t size, char *sta
             n += (size_t)snprintf(trace + n, size - n, "%s:undoing %s:undone ", plan->steps[i].name, plan->steps[i].name);
     for (unsigned i = 0; i < plan->n_steps; i++)
         m += (size_t)snprintf(states + m, states_size - m, "%s ",
-                              (good || i < last) && skipped(c->s, i)            ? "skipped"
+                              (good || i < last) && skipped(c, i)            ? "skipped"
                               : good || (i < last && plan->steps[i].undo == NULL) ? "done"
                               : i == last                                       ? "failed"
                               : i > last                                        ? "pending"
@@ -287,12 +303,23 @@ static void plant(struct cell *c, const char *sql)
 
 /* --- one cell --- */
 
+static void be_deaf(struct cell *c)
+{
+    unsigned press = 0;
+    bool gentle = ends_in(c->s->plan, c->k, "press") || !has_step(c->s->plan, "press", &press);
+
+    c->b->timeout_s = gentle ? 1 : 0;
+    if (!gentle && !ends_in(c->s->plan, c->k, "terminate"))
+        patch(c, "{\"labels\":{\"noop.ignore_term\":\"refused\"}}");
+}
+
 static void begin(struct cell *c)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
     char labels[512], body[1024];
 
     labels_of(c, labels, sizeof(labels));
+    be_deaf(c);
     if (c->s->plan->verb == VM_CREATE) {
         snprintf(body, sizeof(body), "{\"name\":\"%s\",\"backend\":\"noop\",\"spec\":%s,\"start\":%s,\"labels\":%s}", c->name, spec,
                  c->s->plan == &vm_create_start_plan ? "true" : "false", labels);
@@ -416,6 +443,7 @@ static void check_free(struct cell *c)
 {
     struct live_vm *vm = core_bed_vm(c->b, c->name);
 
+    c->b->timeout_s = 1;
     if (vm != NULL) {
         enum vm_state state = vm->vm.state;
         patch(c, "{\"labels\":{\"noop.fail\":null,\"noop.exit\":null,\"noop.exit_step\":null,\"noop.delay_ms.%s:%s\":null,"

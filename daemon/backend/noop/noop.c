@@ -397,6 +397,8 @@ static int noop_terminate(struct backend_vm *b, struct error *err)
 {
     if (need_process(b, err) < 0)
         return -1;
+    if (label_is(b, "noop.ignore_term", "refused"))
+        return error_set(err, ERR_IO, "VM %s takes no signal", b->vm->name);
     if (!label_is(b, "noop.ignore_term", "true"))
         off_soon(b);
     return 0;

@@ -9,6 +9,7 @@
  *   noop.exit_after_ms=MS      so long after it runs (50), or after
  *   noop.exit_step=STEP        this step begins
  *   noop.ignore_acpi=true, noop.ignore_term=true   the guest does not power off when asked, the process does not end
+ *   noop.ignore_term=refused   the process cannot even be asked
  *   noop.agent=false           no guest agent; noop.method=agent: the agent was what powered it off
  *   noop.adopt=HOW             what a restarted daemon finds: running, suspended, nothing, or an end as above
  * A noop VM outlives the daemon: it is found in the state that its row tells. */
