@@ -201,6 +201,7 @@ static int take_process(struct backend_vm *bvm, const struct proc_id *id)
     if (!bvm->watch)
         return -1;
     bvm->alive = true;
+    vmmlog_keep(bvm);
     bvm->ended = adopt_gone;
     record(bvm, id, &paths);
     open_console(bvm, &paths);

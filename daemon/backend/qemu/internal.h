@@ -79,6 +79,7 @@ struct backend_vm {
     struct child *child;
     struct proc_watch *watch;
     bool alive;
+    struct timer *log_timer; /* vmmlog.c */
     bool ending;      /* the process is gone, its remains are being cleared */
     bool started;     /* verified or adopted: its end is an event */
     bool died;        /* it ended between two steps of the start */
@@ -102,6 +103,7 @@ struct backend_vm {
     struct timer *timer; /* monitor.c: reconnect and heartbeat; the end of a guest that has ended */
     bool mute;           /* told: unresponsive */
     bool reconnecting;
+    bool awaiting_end; /* the monitor was lost: the call waits for the process's end, failure is what it is without one */
     int64_t reset_at; /* loop time of the last RESET; 0: none */
     const char *wanted;  /* the state a cont or stop is to reach */
     bool pressed_agent;
@@ -109,6 +111,11 @@ struct backend_vm {
     bool adopting;
     struct backend_adoption *adoption;
 };
+
+/* ---- vmmlog.c: while QEMU runs ---- */
+
+void vmmlog_keep(struct backend_vm *bvm);
+void vmmlog_stop(struct backend_vm *bvm);
 
 /* ---- job.c ---- */
 
@@ -207,6 +214,9 @@ int monitor_ask_aside(struct backend_vm *bvm, const char *command,
 void monitor_take_status(struct backend_vm *bvm, const char *status);
 /* Notes the guest's end and has QEMU end: quit, and SIGKILL after a while. */
 void monitor_guest_ended(struct backend_vm *bvm, enum guest_end end);
+/* The monitor is lost in the middle of a call: most often QEMU is ending, and its last words say more than the loss.  Holds
+ * the call for that end, and fails it with a copy of err when none comes.  False: there is nothing to wait for. */
+bool monitor_await_end(struct backend_vm *bvm, const struct error *err);
 /* Tells of muteness, and asks from time to time until it ends. */
 void monitor_set_mute(struct backend_vm *bvm, bool mute);
 /* verbs.c and adopt.c: what the first connection is for. */

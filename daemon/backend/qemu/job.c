@@ -106,6 +106,9 @@ void call_end(struct backend_vm *bvm, struct error *err)
     bvm->hurry = NULL;
     bvm->kill_asked = false;
     bvm->press_asked = false;
+    if (bvm->awaiting_end)
+        error_done(&bvm->failure);
+    bvm->awaiting_end = false;
     bvm->seq++;
     if (call)
         call->done(call, err ? err : &none);

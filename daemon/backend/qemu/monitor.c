@@ -11,7 +11,7 @@
 #include "backend/qemu/internal.h"
 #include "base/mem.h"
 
-enum { RETRY_MS = 1000, HEARTBEAT_MS = 2000, QUIT_MS = 3000, RESET_MS = 1500 };
+enum { RETRY_MS = 1000, HEARTBEAT_MS = 2000, QUIT_MS = 3000, RESET_MS = 1500, LAST_WORDS_MS = 2000 };
 
 struct ask {
     struct backend_vm *bvm;
@@ -20,12 +20,25 @@ struct ask {
     void (*fn)(struct backend_vm *bvm, json_t *ret, struct error *err);
 };
 
+bool monitor_await_end(struct backend_vm *bvm, const struct error *err)
+{
+    if (!bvm->call || bvm->adopting || !bvm->alive || !bvm->qmp || qmp_is_ready(bvm->qmp))
+        return false;
+    error_done(&bvm->failure);
+    error_copy(&bvm->failure, err);
+    bvm->awaiting_end = true;
+    if (bvm->guest_end == GUEST_RUNS) /* else the timer already sees to the end */
+        timer_start(bvm->timer, LAST_WORDS_MS, 0);
+    return true;
+}
+
 static void on_reply(void *arg, json_t *ret, struct error *err)
 {
     struct ask *ask = arg;
     struct backend_vm *bvm = ask->bvm;
     struct ask **p = &bvm->asks;
     bool current = ask->seq == 0 || ask->seq == bvm->seq;
+    bool of_call = ask->seq != 0;
     bool unanswered = error_is_set(err) && err->code == ERR_VM_UNRESPONSIVE;
     bool gone = false, *outer = bvm->gone;
     void (*fn)(struct backend_vm *, json_t *, struct error *) = ask->fn;
@@ -35,7 +48,7 @@ static void on_reply(void *arg, json_t *ret, struct error *err)
     *p = ask->next;
     mem_free(ask);
     bvm->gone = &gone;
-    if (current && fn)
+    if (current && fn && !(of_call && error_is_set(err) && monitor_await_end(bvm, err)))
         fn(bvm, ret, err);
     if (gone) {
         if (outer)
@@ -134,13 +147,28 @@ void monitor_set_mute(struct backend_vm *bvm, bool mute)
     bvm->events->unresponsive(bvm->arg, mute);
 }
 
+/* The process did not end after all: the call fails with the loss.  True when the VM is still there and runs. */
+static bool fail_awaiting(struct backend_vm *bvm)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    bool gone = false;
+
+    error_move(&err, &bvm->failure);
+    bvm->gone = &gone;
+    call_end(bvm, &err);
+    if (gone)
+        return false;
+    bvm->gone = NULL;
+    return bvm->started;
+}
+
 /* The guest has ended and QEMU does not; or it is time to connect or ask again. */
 static void on_timer(void *arg)
 {
     struct backend_vm *bvm = arg;
     CLEANUP_ERROR struct error err = ERROR_INIT;
 
-    if (!bvm->alive)
+    if (!bvm->alive || (bvm->awaiting_end && bvm->guest_end == GUEST_RUNS && !fail_awaiting(bvm)))
         return;
     if (bvm->guest_end != GUEST_RUNS) {
         process_signal(bvm, SIGKILL);
@@ -213,7 +241,7 @@ static void on_lost(void *arg, const struct error *err)
         error_copy(&copy, err);
         if (bvm->adopting)
             adopt_connected(bvm, &copy);
-        else
+        else if (!monitor_await_end(bvm, &copy))
             greet_connected(bvm, &copy);
         return;
     }

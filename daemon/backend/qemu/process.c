@@ -213,6 +213,7 @@ void process_exited(void *arg, const struct exit_status *status)
 
     bvm->status = *status;
     bvm->alive = false;
+    vmmlog_stop(bvm);
     child_free(bvm->child);
     bvm->child = NULL;
     proc_watch_free(bvm->watch);
@@ -265,4 +266,5 @@ void process_detach(struct backend_vm *bvm)
         console_free(TAKE_PTR(bvm->console));
     bvm->tap_fd = fd_close(bvm->tap_fd);
     bvm->alive = false;
+    vmmlog_stop(bvm);
 }

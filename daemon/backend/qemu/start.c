@@ -371,6 +371,7 @@ static int run_qemu(struct backend_vm *bvm, char **argv, int log_fd, struct erro
     if (!bvm->child)
         return error_wrap(err, ERR_QEMU_SPAWN_FAILED, "QEMU of VM %s could not be started", bvm->vm->name);
     bvm->alive = true;
+    vmmlog_keep(bvm);
     bvm->tap_fd = fd_close(bvm->tap_fd); /* QEMU has its own now */
     return 0;
 }

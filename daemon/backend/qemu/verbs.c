@@ -118,6 +118,20 @@ static void run_answered(struct backend_vm *bvm, json_t *ret, struct error *err)
     call_end(bvm, err);
 }
 
+/* The call's first command, unless the end is on its way and answers the call. */
+static int ask_first(struct backend_vm *bvm, const char *command,
+                     void (*answered)(struct backend_vm *bvm, json_t *ret, struct error *err), struct error *err)
+{
+    if (bvm->ending || bvm->guest_end != GUEST_RUNS || monitor_ask(bvm, command, NULL, answered, err) == 0)
+        return OP_WAIT;
+    if (monitor_await_end(bvm, err)) {
+        error_done(err);
+        return OP_WAIT;
+    }
+    bvm->call = NULL;
+    return -1;
+}
+
 static int run_command(struct backend_vm *bvm, struct backend_call *call, const char *command, const char *wanted,
                        struct error *err)
 {
@@ -126,11 +140,7 @@ static int run_command(struct backend_vm *bvm, struct backend_call *call, const 
     call_begin(bvm, call, call_hurry);
     bvm->wanted = wanted;
     /* A guest that has ended is never let run on: its end fails the call. */
-    if (!bvm->ending && bvm->guest_end == GUEST_RUNS && monitor_ask(bvm, command, NULL, run_answered, err) < 0) {
-        bvm->call = NULL;
-        return -1;
-    }
-    return OP_WAIT;
+    return ask_first(bvm, command, run_answered, err);
 }
 
 int qemu_verify(struct backend_vm *bvm, struct backend_call *call, struct error *err)
@@ -163,16 +173,26 @@ static int one_command(struct backend_vm *bvm, struct backend_call *call, const 
     if (!bvm->alive && !bvm->ending)
         return not_running(bvm, err);
     call_begin(bvm, call, call_hurry);
-    if (!bvm->ending && bvm->guest_end == GUEST_RUNS && monitor_ask(bvm, command, NULL, only_answer, err) < 0) {
-        bvm->call = NULL;
-        return -1;
-    }
-    return OP_WAIT;
+    return ask_first(bvm, command, only_answer, err);
+}
+
+/* A paused machine stays paused over its reset. */
+static void reset_answered(struct backend_vm *bvm, json_t *ret, struct error *err)
+{
+    (void)ret;
+    if (!error_is_set(err) && bvm->guest_end == GUEST_RUNS && monitor_ask(bvm, "cont", NULL, run_answered, err) == 0)
+        return;
+    if (error_is_set(err)) /* else the end of the process fails the call */
+        call_end(bvm, err);
 }
 
 int qemu_reset(struct backend_vm *bvm, struct backend_call *call, struct error *err)
 {
-    return one_command(bvm, call, "system_reset", err);
+    if (!bvm->alive && !bvm->ending)
+        return not_running(bvm, err);
+    call_begin(bvm, call, call_hurry);
+    bvm->wanted = "running";
+    return ask_first(bvm, "system_reset", reset_answered, err);
 }
 
 /* The exit is the answer that counts. */
