@@ -5,7 +5,7 @@
 #     contrib/deps.sh --need GROUP...   only look: exit 1 and say what is missing
 #     contrib/deps.sh --list GROUP...   print the packages
 #
-# Groups: build, run (QEMU and what the daemon calls), guest (what builds the test guest), test, lint, valgrind, clang.
+# Groups: build, run (QEMU and what the daemon calls), guest (what builds the test guest), test, bench, lint, valgrind, clang.
 # `a|b` is met by either; what is missing is installed by its first name. Recommended packages are never installed.
 set -eu
 export LC_ALL=C
@@ -33,6 +33,7 @@ packages() {
             "openssh-client strace zsh fish nodejs"
         command -v npm >/dev/null || echo npm
         ;;
+    bench) echo wrk ;;
     lint) echo "shellcheck clang-format systemd" ;;
     valgrind) echo valgrind ;;
     clang) echo clang ;;

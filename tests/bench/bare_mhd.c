@@ -50,7 +50,8 @@ static void die(const char *what, const char *why)
 /* What libmicrohttpd adds by itself is left out. */
 static bool by_itself(const char *name)
 {
-    return strcasecmp(name, "Date") == 0 || strcasecmp(name, "Content-Length") == 0 || strcasecmp(name, "Connection") == 0;
+    return strcasecmp(name, "Date") == 0 || strcasecmp(name, "Content-Length") == 0 ||
+           strcasecmp(name, "Connection") == 0;
 }
 
 static void load(struct answer *a, const char *path)
@@ -94,8 +95,8 @@ static enum MHD_Result send_answer(struct MHD_Connection *conn, const struct ans
     return rc;
 }
 
-static enum MHD_Result on_access(void *cls, struct MHD_Connection *conn, const char *url, const char *method, const char *version,
-                                 const char *data, size_t *len, void **ctx)
+static enum MHD_Result on_access(void *cls, struct MHD_Connection *conn, const char *url, const char *method,
+                                 const char *version, const char *data, size_t *len, void **ctx)
 {
     struct bare *b = cls;
 
@@ -150,7 +151,8 @@ static void on_signal(void *arg, int signum)
 
 static int listen_on(const char *port)
 {
-    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+    struct sockaddr_in addr = {.sin_family = AF_INET,
+                               .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
                                .sin_port = htons((uint16_t)strtoul(port, NULL, 10))};
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), one = 1;
 
@@ -171,9 +173,10 @@ int main(int argc, char **argv)
     load(&b.post, argv[3]);
     b.task.run = on_task;
     b.loop = loop_new(&err);
-    b.mhd = MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_ALLOW_UPGRADE | MHD_USE_ERROR_LOG, 0, NULL, NULL,
-                             on_access, &b, MHD_OPTION_LISTEN_SOCKET, listen_on(argv[1]), MHD_OPTION_CONNECTION_LIMIT, 1024U,
-                             MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)32768, MHD_OPTION_CONNECTION_TIMEOUT, 62U, MHD_OPTION_END);
+    b.mhd = MHD_start_daemon(MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_ALLOW_UPGRADE | MHD_USE_ERROR_LOG, 0, NULL,
+                             NULL, on_access, &b, MHD_OPTION_LISTEN_SOCKET, listen_on(argv[1]),
+                             MHD_OPTION_CONNECTION_LIMIT, 1024U, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)32768,
+                             MHD_OPTION_CONNECTION_TIMEOUT, 62U, MHD_OPTION_END);
     const union MHD_DaemonInfo *info = b.mhd != NULL ? MHD_get_daemon_info(b.mhd, MHD_DAEMON_INFO_EPOLL_FD) : NULL;
     if (b.loop == NULL || info == NULL)
         die("libmicrohttpd", "did not start");

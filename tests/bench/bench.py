@@ -341,6 +341,7 @@ class Bench:
     def sqlite_rows(self, vmmd, copy, prefix, commits):
         """SQLite reads the WAL of a copy: nobody else may open vmmd's own file."""
         os.makedirs(copy, exist_ok=True)
+        time.sleep(0.2)  # what comes late is written by then
         for name in ("vmmd.db", "vmmd.db-wal"):
             if os.path.exists(f"{vmmd.dir}/data/{name}"):
                 shutil.copyfile(f"{vmmd.dir}/data/{name}", f"{copy}/{name}")
@@ -386,6 +387,12 @@ class Bench:
                      f"{ours / ref:.2f}", ">= 0.3", ours / ref >= 0.3)
         if want_size:
             self.post_load(vmmd.port, VMS - CREATES, "filler", '{"network":{"type":"none"}}')
+            for verb in ("/start", "/stop"):
+                for prefix in [f"round{n}" for n in range(CREATE_ROUNDS)]:
+                    self.post_load(vmmd.port, count, prefix, verb)
+                self.post_load(vmmd.port, VMS - CREATES, "filler", verb)
+            if vmmd.metric('vmmd_vms{state="stopped"}') != VMS:
+                raise SystemExit("bench: not all VMs are stopped")
             self.size(vmmd, wire, empty)
         wire.close()
         vmmd.stop()
@@ -411,8 +418,8 @@ class Bench:
         again.close()
         self.row(f"list page of 1,000 of {VMS:,} VMs", f"{median(pages):.1f} ms", f"{len(page) / 1024:.0f} KiB", "", "< 10 ms",
                  median(pages) < 10)
-        self.row("memory per VM at rest, after a restart", f"{after:.1f} KiB", f"empty {empty / 1048576:.1f} MiB", "", "< 6 KiB", after < 6)
-        self.row("memory per VM at rest, as created", f"{before:.1f} KiB", "with 10,000 operations in memory", "", "< 6 KiB", before < 6)
+        self.row("memory per stopped VM, after a restart", f"{after:.1f} KiB", f"empty {empty / 1048576:.1f} MiB", "", "< 6 KiB", after < 6)
+        self.row("memory per stopped VM, before it", f"{before:.1f} KiB", "with the operations kept in memory", "", "< 6 KiB", before < 6)
         self.row(f"exec to ready with {VMS:,} VMs", f"{median(ready):.2f} s", "", "", "< 0.5 s", median(ready) < 0.5)
 
 

@@ -1,6 +1,6 @@
-/* post_load.c - creates VMs over many connections at once, and says how long it took.
+/* post_load.c - creates VMs, or has a verb done to them, over many connections at once, and says how long it took.
  *
- *   post_load PORT CONNECTIONS COUNT PREFIX HEADER [SPEC]
+ *   post_load PORT CONNECTIONS COUNT PREFIX HEADER [SPEC | /VERB]
  *
  * Each connection sends POST /v1/vms (PREFIX-000000, PREFIX-000001, ...; HEADER beside the usual ones;
  * SPEC is the JSON of the spec, {} without it) and its next one when
@@ -41,21 +41,26 @@ static void die(const char *what, const char *why)
 
 static void send_next(struct load *l, struct conn *c)
 {
-    char body[160], request[REQUEST_MAX];
+    char body[160] = "", path[80] = "/v1/vms", request[REQUEST_MAX];
+    int body_len = 0;
 
-    int body_len = snprintf(body, sizeof(body), "{\"name\":\"%.40s-%06u\",\"backend\":\"noop\",\"spec\":%.60s}", l->prefix,
-                            l->sent++, l->spec);
+    if (l->spec[0] == '/')
+        snprintf(path, sizeof(path), "/v1/vms/%.40s-%06u%.20s", l->prefix, l->sent++, l->spec);
+    else
+        body_len = snprintf(body, sizeof(body), "{\"name\":\"%.40s-%06u\",\"backend\":\"noop\",\"spec\":%.60s}",
+                            l->prefix, l->sent++, l->spec);
     int len = snprintf(request, sizeof(request),
-                       "POST /v1/vms HTTP/1.1\r\nHost: 127.0.0.1:%s\r\nContent-Type: application/json\r\n%.100s\r\n"
+                       "POST %s HTTP/1.1\r\nHost: 127.0.0.1:%s\r\nContent-Type: application/json\r\n%.100s\r\n"
                        "Content-Length: %d\r\n\r\n%s",
-                       l->port, l->header, body_len, body);
+                       path, l->port, l->header, body_len, body);
     if (send(c->fd, request, (size_t)len, MSG_NOSIGNAL) != len)
         die("send", strerror(errno));
 }
 
 static void connect_one(struct load *l, struct conn *c)
 {
-    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
+    struct sockaddr_in addr = {.sin_family = AF_INET,
+                               .sin_addr.s_addr = htonl(INADDR_LOOPBACK),
                                .sin_port = htons((uint16_t)strtoul(l->port, NULL, 10))};
     struct epoll_event ev = {.events = EPOLLIN, .data.ptr = c};
     int one = 1;
@@ -107,8 +112,12 @@ int main(int argc, char **argv)
 
     if (argc != 6 && argc != 7)
         die("usage", "post_load PORT CONNECTIONS COUNT PREFIX HEADER [SPEC]");
-    struct load l = {.epoll = epoll_create1(EPOLL_CLOEXEC), .port = argv[1], .prefix = argv[4], .header = argv[5],
-                     .spec = argc > 6 ? argv[6] : "{}", .count = (unsigned)strtoul(argv[3], NULL, 10)};
+    struct load l = {.epoll = epoll_create1(EPOLL_CLOEXEC),
+                     .port = argv[1],
+                     .prefix = argv[4],
+                     .header = argv[5],
+                     .spec = argc > 6 ? argv[6] : "{}",
+                     .count = (unsigned)strtoul(argv[3], NULL, 10)};
     unsigned n_conns = (unsigned)strtoul(argv[2], NULL, 10);
     if (n_conns < 1 || n_conns > CONNECTIONS_MAX || l.count < n_conns)
         die("usage", "1 to 256 connections, and no fewer requests");

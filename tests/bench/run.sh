@@ -3,8 +3,5 @@
 # VMMD_BENCH_SEED repeats a run's order and choices; VMMD_BENCH_DIR is where the disk to measure is (default /var/tmp).
 set -eu
 cd "$(dirname "$0")/../.."
-if ! command -v wrk >/dev/null; then
-    echo "bench: wrk is missing: apt-get install wrk" >&2
-    exit 1
-fi
+contrib/deps.sh bench
 exec "${PYTHON:-/usr/bin/python3}" tests/bench/bench.py "$@"

@@ -4,8 +4,8 @@
  *
  * Reads the VMs of this name prefix, their operations and events from a copy of vmmd's database, and writes them to
  * DIR/vmmd.db (made when it is not there) as vmmd does: a create is two transactions, one when it is accepted (VM,
- * operation, port, half of the events), one at its end (VM and operation again, the other events); 32 creates are under way at a
- * time, and COMMITS commits carry them all.  Prints "CREATES SECONDS". */
+ * operation, port, half of the events), one at its end (VM and operation again, the other events); 32 creates are under
+ * way at a time, and COMMITS commits carry them all.  Prints "CREATES SECONDS". */
 #include <sqlite3.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -101,7 +101,9 @@ static sqlite3 *open_target(const char *dir)
     store_close(store);
     snprintf(path, sizeof(path), "%s/vmmd.db", dir);
     check(db, sqlite3_open(path, &db), SQLITE_OK);
-    check(db, sqlite3_exec(db, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -2048", NULL, NULL, NULL),
+    check(db,
+          sqlite3_exec(db, "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -2048", NULL,
+                       NULL, NULL),
           SQLITE_OK);
     return db;
 }
@@ -157,15 +159,18 @@ static void write_all(sqlite3 *db, struct rows *vms, struct rows *ops, struct ro
 
 int main(int argc, char **argv)
 {
-    struct rows vms = {.read = "SELECT id, name, doc, private_doc, destroyed_at FROM vms WHERE name GLOB ?1 ORDER BY id",
+    struct rows vms = {.read =
+                           "SELECT id, name, doc, private_doc, destroyed_at FROM vms WHERE name GLOB ?1 ORDER BY id",
                        .write = "INSERT INTO vms VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO UPDATE SET name = ?2, "
                                 "doc = ?3, private_doc = ?4, destroyed_at = ?5"};
-    struct rows ops = {.read = "SELECT o.id, o.kind, o.vm_id, o.state, o.doc, o.created_at, o.finished_at FROM operations o "
-                               "JOIN vms v ON v.id = o.vm_id WHERE v.name GLOB ?1 ORDER BY o.id",
-                       .write = "INSERT INTO operations VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (id) DO UPDATE SET "
-                                "state = ?4, doc = ?5, finished_at = ?7"};
-    struct rows events = {.read = "SELECT e.id, e.at, e.type, e.vm_id, e.doc FROM events e JOIN vms v ON v.id = e.vm_id "
-                                  "WHERE v.name GLOB ?1 ORDER BY e.id",
+    struct rows ops = {
+        .read = "SELECT o.id, o.kind, o.vm_id, o.state, o.doc, o.created_at, o.finished_at FROM operations o "
+                "JOIN vms v ON v.id = o.vm_id WHERE v.name GLOB ?1 ORDER BY o.id",
+        .write = "INSERT INTO operations VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (id) DO UPDATE SET "
+                 "state = ?4, doc = ?5, finished_at = ?7"};
+    struct rows events = {.read =
+                              "SELECT e.id, e.at, e.type, e.vm_id, e.doc FROM events e JOIN vms v ON v.id = e.vm_id "
+                              "WHERE v.name GLOB ?1 ORDER BY e.id",
                           .write = "INSERT INTO events VALUES (?1, ?2, ?3, ?4, ?5)"};
     sqlite3 *source = NULL;
     char glob[64];
