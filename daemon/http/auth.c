@@ -2,8 +2,8 @@
  *
  * Unix socket: the kernel says who connected; root, our own user and members of the socket's group pass.  The groups
  * are the peer's own (SO_PEERGROUPS), so no name service is asked and nothing blocks.
- * TCP: the Host must be an address (or localhost), so that a page that rebinds its DNS name gets nothing; an Origin must
- * be our own; then the bearer token, unless no_auth.  Fails: 403 for the first two, 401 for the token. */
+ * TCP: the Host must be an address (or localhost), so that a page that rebinds its DNS name gets nothing; an Origin
+ * must be our own; then the bearer token, unless no_auth.  Fails: 403 for the first two, 401 for the token. */
 #include <arpa/inet.h>
 #include <string.h>
 #include <strings.h>
@@ -121,8 +121,9 @@ int http_auth(struct http_conn *conn, struct error *err)
     const struct http_server *server = conn_server(conn);
 
     if (conn->listener->is_unix)
-        return conn->allowed ? 0 : error_set(err, ERR_API_FORBIDDEN, "user %u may not use this socket",
-                                             (unsigned)conn->req.peer.uid);
+        return conn->allowed
+                   ? 0
+                   : error_set(err, ERR_API_FORBIDDEN, "user %u may not use this socket", (unsigned)conn->req.peer.uid);
     if (h->host != NULL && !host_known(conn, h->host))
         return error_set(err, ERR_API_FORBIDDEN, "Host \"%.100s\" is no address of this daemon", h->host);
     if (h->origin != NULL && !origin_ok(h->origin, h->host))

@@ -71,12 +71,12 @@ struct http_conn {
     enum conn_state state;
     int64_t deadline; /* of what the client is to send now; 0: nothing is awaited from it */
     bool fresh;       /* no request yet: the deadline runs from the connection's begin */
-    bool allowed;  /* the peer of a Unix socket may talk to us */
+    bool allowed;     /* the peer of a Unix socket may talk to us */
     bool suspended;
     bool parked; /* counted in the server's parked */
     bool in_handler;
-    bool abort;    /* nothing more is sent: close at libmicrohttpd's next call */
-    bool closing;  /* tell the client that the connection ends with this answer */
+    bool abort;   /* nothing more is sent: close at libmicrohttpd's next call */
+    bool closing; /* tell the client that the connection ends with this answer */
     bool has_body;
     bool extra_failed;
     const struct http_route *route;
@@ -91,7 +91,7 @@ struct http_conn {
     size_t extra_used;
     char *reply_mem; /* the body of a short answer; kept for the next one */
     size_t reply_cap;
-    bool reply_busy; /* an answer of this request uses it */
+    bool reply_busy;              /* an answer of this request uses it */
     char host_ok[HTTP_HOST_KEEP]; /* the Host last found good here; "": none */
     void (*gone)(void *arg, struct http_request *req);
     void *gone_arg;
@@ -174,7 +174,8 @@ void http_kick(struct http_listener *l); /* MHD_run on a later turn: after every
 void http_check_drained(struct http_server *server);
 
 /* listen.c */
-int http_listen(struct http_server *server, struct error *err); /* makes server->listeners, sockets bound, no daemon yet */
+int http_listen(struct http_server *server,
+                struct error *err);                /* makes server->listeners, sockets bound, no daemon yet */
 void http_listener_close(struct http_listener *l); /* closes the socket and unlinks its file if it is still ours */
 
 /* auth.c */

@@ -78,8 +78,9 @@ void http_decorate(struct http_conn *conn, struct MHD_Response *response, const 
         MHD_add_response_header(response, "Connection", "close");
 }
 
-/* A short body is copied to the connection's own memory, which outlives the answer and serves the next one; NULL for a long
- * one, which libmicrohttpd copies.  An answer whose body lies there already is still on its way: that one stays. */
+/* A short body is copied to the connection's own memory, which outlives the answer and serves the next one; NULL for a
+ * long one, which libmicrohttpd copies.  An answer whose body lies there already is still on its way: that one stays.
+ */
 static const void *reply_keep(struct http_conn *conn, const void *body, size_t len)
 {
     if (len == 0 || len > HTTP_REPLY_KEEP || conn->reply_busy)
@@ -100,8 +101,9 @@ struct MHD_Response *http_make(struct http_conn *conn, const char *content_type,
 {
     const void *kept = reply_keep(conn, body, len);
     /* libmicrohttpd's parameter is not const for modes that are not these. */
-    struct MHD_Response *r = MHD_create_response_from_buffer(len, (void *)(uintptr_t)(kept != NULL ? kept : body),
-                                                             kept != NULL ? MHD_RESPMEM_PERSISTENT : MHD_RESPMEM_MUST_COPY);
+    struct MHD_Response *r =
+        MHD_create_response_from_buffer(len, (void *)(uintptr_t)(kept != NULL ? kept : body),
+                                        kept != NULL ? MHD_RESPMEM_PERSISTENT : MHD_RESPMEM_MUST_COPY);
 
     if (r != NULL)
         http_decorate(conn, r, content_type);

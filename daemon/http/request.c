@@ -160,8 +160,8 @@ static enum MHD_Result park(struct http_conn *conn)
 
         call_gone(conn);
         server->stats.refused++;
-        error_set(&err, ERR_DAEMON_OVERLOADED, full ? "%u requests wait already" : "no memory beside %u waiting requests",
-                  server->stats.parked);
+        error_set(&err, ERR_DAEMON_OVERLOADED,
+                  full ? "%u requests wait already" : "no memory beside %u waiting requests", server->stats.parked);
         enum MHD_Result rc = refuse_now(conn, &err);
         error_done(&err);
         return rc;
@@ -203,7 +203,8 @@ static int refuse_media_type(const struct http_conn *conn, struct error *err)
     const char *type = conn->headers.content_type;
 
     error_set(err, ERR_API_UNSUPPORTED_MEDIA_TYPE,
-              type != NULL ? "the body is %.100s; this route takes application/json%s" : "the body has no Content-Type%s%s",
+              type != NULL ? "the body is %.100s; this route takes application/json%s"
+                           : "the body has no Content-Type%s%s",
               type != NULL ? type : "", conn->route->merge_patch ? " or application/merge-patch+json" : "");
     if (conn->route->merge_patch)
         error_help(err, "send it with -H 'Content-Type: application/merge-patch+json'");
@@ -229,11 +230,12 @@ static int admit(struct http_conn *conn, const char *method, const char *version
     if (http_router_find(conn, method, err) != 0)
         return -1;
     if (length > HTTP_BODY_MAX)
-        return error_set(err, ERR_API_BODY_TOO_LARGE, "the body has %llu bytes; %d are taken", (unsigned long long)length,
-                         HTTP_BODY_MAX);
+        return error_set(err, ERR_API_BODY_TOO_LARGE, "the body has %llu bytes; %d are taken",
+                         (unsigned long long)length, HTTP_BODY_MAX);
     /* A chunked body without a type may yet turn out to be empty. */
     bool open = conn->headers.n_transfer_encoding > 0 && conn->headers.content_type == NULL;
-    if (conn->has_body && wants_media_type(conn) && !open && !http_media_type_ok(conn->route, conn->headers.content_type))
+    if (conn->has_body && wants_media_type(conn) && !open &&
+        !http_media_type_ok(conn->route, conn->headers.content_type))
         return refuse_media_type(conn, err);
     return 0;
 }

@@ -12,7 +12,7 @@ static const struct {
     const char *name;
     enum http_method method;
 } methods[] = {
-    {"GET", HTTP_GET}, {"HEAD", HTTP_GET},     {"POST", HTTP_POST},
+    {"GET", HTTP_GET}, {"HEAD", HTTP_GET},    {"POST", HTTP_POST},
     {"PUT", HTTP_PUT}, {"PATCH", HTTP_PATCH}, {"DELETE", HTTP_DELETE},
 };
 
@@ -88,8 +88,8 @@ static int refuse_method(struct http_conn *conn, const char *method, unsigned al
         if ((allow & (unsigned)methods[i].method) != 0)
             len += snprintf(text + len, sizeof(text) - (size_t)len, "%s%s", len > 0 ? ", " : "", methods[i].name);
     http_add_header(&conn->req, "Allow", text);
-    return error_set(err, ERR_API_METHOD_NOT_ALLOWED, "%.200s does not take %.20s; it takes %s", conn->target.path, method,
-                     text);
+    return error_set(err, ERR_API_METHOD_NOT_ALLOWED, "%.200s does not take %.20s; it takes %s", conn->target.path,
+                     method, text);
 }
 
 int http_router_find(struct http_conn *conn, const char *method, struct error *err)
