@@ -8,7 +8,8 @@
  *   start             undone: the process is ended, the VM is as it was before; interrupted
  *   restart           the VM is as it is found; interrupted
  *   stop, kill        finished if the process is gone, else interrupted and the VM runs on
- *   suspend, resume, reset   finished if the VM is found so, else interrupted
+ *   suspend, resume   finished if the VM is found so, else interrupted
+ *   reset             interrupted: whether it happened cannot be seen
  *   destroy           finished: ended, removed
  * A VM that ran and whose process is gone is failed, or stopped when its guest had powered off or the host was restarted. */
 #include <stdio.h>

@@ -1,5 +1,5 @@
-/* test_alloc_core.c - create, start, stop, PATCH and destroy through core and the store with every allocation failing once:
- * each ends well or with an error, and the VM, its rows and its ports agree afterwards. */
+/* test_alloc_core.c - create, start, stop, PATCH and destroy through core and the store with every allocation failing
+ * once: each ends well or with an error, and the VM, its rows and its ports agree afterwards. */
 #include "../ops/core_bed.h"
 
 #include <stdio.h>
@@ -8,7 +8,8 @@
 #include "base/mem.h"
 #include "core/ops/ops.h"
 
-static const char body[] = "{\"name\":\"web\",\"backend\":\"noop\",\"labels\":{\"a\":\"b\"},\"start\":%s,\"spec\":{\"network\":{\"type\":\"user\","
+static const char body[] = "{\"name\":\"web\",\"backend\":\"noop\",\"labels\":{\"a\":\"b\"},\"start\":%s,\"spec\":{"
+                           "\"network\":{\"type\":\"user\","
                            "\"forwards\":[{\"guest_port\":80}]}}}";
 
 struct story {
@@ -18,9 +19,9 @@ struct story {
 };
 
 static const struct story stories[] = {
-    {"create", VM_CREATE, false}, {"create and start", VM_CREATE, true}, {"start", VM_START, false}, {"stop", VM_STOP, true},
-    {"suspend", VM_SUSPEND, true}, {"restart", VM_RESTART, true},        {"kill", VM_KILL, true},    {"destroy", VM_DESTROY, true},
-    {"patch", VM_VERB_MAX, false},
+    {"create", VM_CREATE, false}, {"create and start", VM_CREATE, true}, {"start", VM_START, false},
+    {"stop", VM_STOP, true},      {"suspend", VM_SUSPEND, true},         {"restart", VM_RESTART, true},
+    {"kill", VM_KILL, true},      {"destroy", VM_DESTROY, true},         {"patch", VM_VERB_MAX, false},
 };
 
 /* What is under way has come to its end, also where memory was short for telling it. */
@@ -29,7 +30,8 @@ static bool at_rest(void *arg)
     struct core_bed *b = arg;
     struct live_vm *vm = registry_by_name(b->core, "web");
 
-    return b->core->n_running == 0 && b->core->n_changes == 0 && b->core->lazy == NULL && (vm == NULL || (vm->op == NULL && !vm->settling));
+    return b->core->n_running == 0 && b->core->n_changes == 0 && b->core->lazy == NULL &&
+           (vm == NULL || (vm->op == NULL && !vm->settling));
 }
 
 static void patched(void *arg, struct live_vm *vm, struct error *err)
@@ -128,7 +130,8 @@ static void sweep(void **state)
         snprintf(text, sizeof(text), body, s->start ? "true" : "false");
         if (s->verb != VM_CREATE)
             core_bed_make(b, text);
-        json_t *json = json_loads(s->verb == VM_CREATE ? text : "{\"labels\":{\"a\":\"c\"},\"spec\":{\"vcpus\":2}}", 0, NULL);
+        json_t *json =
+            json_loads(s->verb == VM_CREATE ? text : "{\"labels\":{\"a\":\"c\"},\"spec\":{\"vcpus\":2}}", 0, NULL);
         if (getenv("SWEEP_VERBOSE") != NULL)
             print_message("  %s, %zu\n", s->name, n);
         core_bed_quiet(b);

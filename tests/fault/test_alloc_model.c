@@ -1,5 +1,5 @@
-/* test_alloc_model.c - the codecs of the model with every allocation failing once: the same result, or a clean error; never
- * a crash, a leak, or a document that lacks a part. */
+/* test_alloc_model.c - the codecs of the model with every allocation failing once: the same result, or a clean error;
+ * never a crash, a leak, or a document that lacks a part. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -16,11 +16,16 @@
 #include "model/vm.h"
 
 static const char spec_text[] =
-    "{\"image\":\"/srv/a.qcow2\",\"vcpus\":2,\"memory_mb\":512,\"disk_gb\":3,\"machine\":\"q35\",\"accel\":\"tcg\",\"uefi\":true,"
-    "\"display\":\"vga\",\"boot\":{\"kernel\":\"/k\",\"initrd\":\"/i\",\"cmdline\":\"quiet\"},\"network\":{\"type\":\"user\",\"forwards\":["
-    "{\"proto\":\"udp\",\"host_ip\":\"127.0.0.1\",\"host_port\":5353,\"guest_port\":53},{\"host_port\":8080,\"guest_port\":80}]},"
-    "\"cloud_init\":{\"hostname\":\"web\",\"ssh_authorized_keys\":[\"ssh-ed25519 A\",\"ssh-ed25519 B\"],\"user_data\":\"#cloud-config\\n\","
-    "\"vendor_data\":\"v\",\"network_config\":\"n\",\"instance_id\":\"i-1\"},\"ssh\":{\"user\":\"root\",\"private_key_path\":\"/id\"},"
+    "{\"image\":\"/srv/"
+    "a.qcow2\",\"vcpus\":2,\"memory_mb\":512,\"disk_gb\":3,\"machine\":\"q35\",\"accel\":\"tcg\",\"uefi\":true,"
+    "\"display\":\"vga\",\"boot\":{\"kernel\":\"/k\",\"initrd\":\"/"
+    "i\",\"cmdline\":\"quiet\"},\"network\":{\"type\":\"user\",\"forwards\":["
+    "{\"proto\":\"udp\",\"host_ip\":\"127.0.0.1\",\"host_port\":5353,\"guest_port\":53},{\"host_port\":8080,\"guest_"
+    "port\":80}]},"
+    "\"cloud_init\":{\"hostname\":\"web\",\"ssh_authorized_keys\":[\"ssh-ed25519 A\",\"ssh-ed25519 "
+    "B\"],\"user_data\":\"#cloud-config\\n\","
+    "\"vendor_data\":\"v\",\"network_config\":\"n\",\"instance_id\":\"i-1\"},\"ssh\":{\"user\":\"root\",\"private_key_"
+    "path\":\"/id\"},"
     "\"vsock\":false,\"restart\":\"always\",\"autostart\":true,\"protect\":true,\"ttl_s\":60}";
 static const char tap_text[] = "{\"network\":{\"type\":\"tap\",\"bridge\":\"br0\"}}";
 static const char vnic_text[] = "{\"network\":{\"type\":\"vnic\",\"name\":\"vnic0\"}}";
@@ -113,14 +118,23 @@ static void full_vm(struct vm *vm)
     json_t *spec = parse(spec_text), *labels = parse(labels_text);
     struct vm_runtime *rt = &vm->runtime;
 
-    *vm = (struct vm){.id = uuid_new(), .name = mem_strdup("web"), .backend = "qemu", .state = VM_FAILED, .generation = 3, .revision = 9,
-                      .has_operation = true, .operation = uuid_new(), .created_at = 1700000000123, .updated_at = 1700000001456};
+    *vm = (struct vm){.id = uuid_new(),
+                      .name = mem_strdup("web"),
+                      .backend = "qemu",
+                      .state = VM_FAILED,
+                      .generation = 3,
+                      .revision = 9,
+                      .has_operation = true,
+                      .operation = uuid_new(),
+                      .created_at = 1700000000123,
+                      .updated_at = 1700000001456};
     assert_int_equal(vm_spec_parse(spec, "/spec", &vm->spec, &err), 0);
     assert_int_equal(vm_labels_parse(labels, "/labels", &vm->labels, &err), 0);
     json_decref(spec);
     json_decref(labels);
-    char **texts[] = {&rt->accel,    &rt->work_dir, &rt->overlay_path, &rt->seed_iso_path, &rt->qmp_socket,   &rt->console_socket, &rt->vnc_addr,
-                      &rt->exe,      &rt->tap,      &rt->machine_type, &rt->cpu_model,     &rt->qemu_version, &rt->disk_format};
+    char **texts[] = {&rt->accel,          &rt->work_dir,     &rt->overlay_path, &rt->seed_iso_path, &rt->qmp_socket,
+                      &rt->console_socket, &rt->vnc_addr,     &rt->exe,          &rt->tap,           &rt->machine_type,
+                      &rt->cpu_model,      &rt->qemu_version, &rt->disk_format};
     for (size_t i = 0; i < ARRAY_SIZE(texts); i++)
         *texts[i] = mem_printf(texts[i] == &rt->accel ? "kvm" : "/text/%zu", i);
     rt->pid = 4711;
@@ -131,8 +145,15 @@ static void full_vm(struct vm *vm)
     snprintf(rt->boot_id, sizeof(rt->boot_id), "0a0b0c0d-0000-4000-8000-000000000001");
     for (int i = 0; i < VM_COND_MAX; i++)
         vm_condition_set(vm, (enum vm_condition_type)i, i % 2 == 0, "because", "a message");
-    vm->failure = (struct vm_failure){.set = true, .code = ERR_LIFECYCLE_OTHER, .reason = VM_FAILURE_KILLED, .status_known = true, .signal = 9,
-                                      .exit_status = -1, .at = 1700000001000, .detail = mem_strdup("killed"), .stderr_tail = mem_strdup("last words")};
+    vm->failure = (struct vm_failure){.set = true,
+                                      .code = ERR_LIFECYCLE_OTHER,
+                                      .reason = VM_FAILURE_KILLED,
+                                      .status_known = true,
+                                      .signal = 9,
+                                      .exit_status = -1,
+                                      .at = 1700000001000,
+                                      .detail = mem_strdup("killed"),
+                                      .stderr_tail = mem_strdup("last words")};
 }
 
 /* Fails each allocation in turn. */
@@ -253,7 +274,8 @@ static void pointers(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(specs), cmocka_unit_test(labels), cmocka_unit_test(documents), cmocka_unit_test(pointers)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(specs), cmocka_unit_test(labels), cmocka_unit_test(documents),
+                                       cmocka_unit_test(pointers)};
 
     json_set_alloc_funcs(mem_alloc, mem_free);
     return cmocka_run_group_tests(tests, NULL, NULL);

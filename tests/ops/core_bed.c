@@ -311,7 +311,8 @@ const char *core_bed_get(struct core_bed *b, const char *ref, const char *path)
     json_t *doc = core_bed_doc(b, ref), *at = doc;
 
     snprintf(name, sizeof(name), "%s", path);
-    for (char *save = NULL, *part = strtok_r(name, ".", &save); part != NULL && at != NULL; part = strtok_r(NULL, ".", &save))
+    for (char *save = NULL, *part = strtok_r(name, ".", &save); part != NULL && at != NULL;
+         part = strtok_r(NULL, ".", &save))
         at = json_object_get(at, part);
     if (json_is_string(at))
         snprintf(out, sizeof(out), "%s", json_string_value(at));

@@ -1,5 +1,5 @@
-/* test_core.c - the rules that are not about one operation: keys, queues, waits, PATCH, tombstones, events, lists, ports, and
- * what the next daemon makes of what the last one left. */
+/* test_core.c - the rules that are not about one operation: keys, queues, waits, PATCH, tombstones, events, lists,
+ * ports, and what the next daemon makes of what the last one left. */
 #include "core_bed.h"
 
 #include <stdio.h>
@@ -148,13 +148,15 @@ static void one_that_waits_is_cancelled_or_refused(void **state)
     struct core_bed *b = *state;
     CLEANUP_ERROR struct error err = ERROR_INIT;
 
-    core_bed_make(b, "{\"name\":\"web\",\"backend\":\"noop\",\"start\":true,\"labels\":{\"noop.delay_ms.persist\":\"300\"}}");
+    core_bed_make(
+        b, "{\"name\":\"web\",\"backend\":\"noop\",\"start\":true,\"labels\":{\"noop.delay_ms.persist\":\"300\"}}");
     struct operation *suspend = core_bed_verb(b, "web", VM_SUSPEND, &err);
     core_bed_await(b, suspend, false);
     struct operation *kill = core_bed_verb(b, "web", VM_KILL, &err);
     core_bed_await(b, kill, false);
     assert_int_equal(core_operation_cancel(b->core, kill, NULL, &err), 0);
-    plant(b, "CREATE TRIGGER no BEFORE INSERT ON operations WHEN new.kind = 'vm.destroy' BEGIN SELECT RAISE(ABORT, 'full'); END");
+    plant(b, "CREATE TRIGGER no BEFORE INSERT ON operations WHEN new.kind = 'vm.destroy' BEGIN SELECT RAISE(ABORT, "
+             "'full'); END");
     struct operation *destroy = core_bed_verb(b, "web", VM_DESTROY, &err);
     assert_int_equal(core_bed_end(b, destroy), ERR_DAEMON_INTERNAL);
     plant(b, "DROP TRIGGER no");
@@ -169,7 +171,8 @@ static void stop_escalates(void **state)
 {
     struct core_bed *b = *state;
     CLEANUP_ERROR struct error err = ERROR_INIT;
-    static const char *const labels[] = {"{\"noop.method\":\"agent\"}", "{\"noop.method\":null,\"noop.ignore_acpi\":\"true\"}",
+    static const char *const labels[] = {"{\"noop.method\":\"agent\"}",
+                                         "{\"noop.method\":null,\"noop.ignore_acpi\":\"true\"}",
                                          "{\"noop.ignore_acpi\":\"true\",\"noop.ignore_term\":\"true\"}"};
     static const char *const methods[] = {"agent", "term", "kill"};
     char patch[160];
@@ -207,7 +210,8 @@ static void processes_end(void **state)
 
     core_bed_make(b, WEB);
     for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
-        snprintf(patch, sizeof(patch), "{\"labels\":{\"noop.exit\":\"%s\",\"noop.exit_after_ms\":\"100\"}}", cases[i].how);
+        snprintf(patch, sizeof(patch), "{\"labels\":{\"noop.exit\":\"%s\",\"noop.exit_after_ms\":\"100\"}}",
+                 cases[i].how);
         assert_int_equal(core_bed_patch(b, "web", patch), ERR_NONE);
         assert_int_equal(core_bed_do(b, "web", VM_START), ERR_NONE);
         timer_start(b->alarm, 20000, 0);
@@ -215,7 +219,8 @@ static void processes_end(void **state)
             loop_run_once(b->loop, true);
         core_bed_quiet(b);
         assert_string_equal(core_bed_get(b, "web", "state"), cases[i].state);
-        assert_string_equal(core_bed_get(b, "web", "failure.reason"), cases[i].reason != NULL ? cases[i].reason : "(none)");
+        assert_string_equal(core_bed_get(b, "web", "failure.reason"),
+                            cases[i].reason != NULL ? cases[i].reason : "(none)");
         if (cases[i].signal != NULL)
             assert_string_equal(core_bed_get(b, "web", "failure.signal"), cases[i].signal);
         assert_null(core_vm_attached(core_bed_vm(b, "web")));
@@ -280,7 +285,8 @@ static void waits(void **state)
     const char *destroyed[] = {"state:destroyed"};
     struct waited end = {0};
     met = (struct waited){0};
-    assert_int_equal(core_bed_patch(b, "web", "{\"labels\":{\"noop.fail\":null,\"noop.delay_ms.spawn\":\"60000\"}}"), ERR_NONE);
+    assert_int_equal(core_bed_patch(b, "web", "{\"labels\":{\"noop.fail\":null,\"noop.delay_ms.spawn\":\"60000\"}}"),
+                     ERR_NONE);
     start = core_bed_verb(b, "web", VM_START, &err);
     assert_non_null(core_vm_wait(core_bed_vm(b, "web"), never, 1, 60000, waited, &met, &err));
     assert_non_null(core_vm_wait(core_bed_vm(b, "web"), destroyed, 1, 60000, waited, &end, &err));
@@ -320,7 +326,8 @@ static void patches_are_reverted(void **state)
     patch_soon(b, "{\"spec\":{\"vcpus\":8}}", &two);
     patch_soon(b, "{\"labels\":{\"b\":\"3\"}}", &three);
     assert_true(core_bed_until(b, &one.over) && core_bed_until(b, &two.over) && core_bed_until(b, &three.over));
-    assert_true(one.code == ERR_DAEMON_INTERNAL && two.code == ERR_DAEMON_INTERNAL && three.code == ERR_DAEMON_INTERNAL);
+    assert_true(one.code == ERR_DAEMON_INTERNAL && two.code == ERR_DAEMON_INTERNAL &&
+                three.code == ERR_DAEMON_INTERNAL);
     const struct vm *vm = core_vm_data(core_bed_vm(b, "web"));
     assert_int_equal(vm->spec.vcpus, 2);
     assert_int_equal(vm->generation, 1);
@@ -408,7 +415,8 @@ static void events_are_replayed_then_live(void **state)
     int64_t middle = core_event_newest(b->core) / 2;
     all.sub = core_events_subscribe(b->core, 0, &(struct event_filter){0}, hear, &all, &err);
     late.sub = core_events_subscribe(b->core, middle, &(struct event_filter){0}, hear, &late, &err);
-    other.sub = core_events_subscribe(b->core, 0, &(struct event_filter){.vm = "vm-7", .type_glob = "vm.*"}, hear, &other, &err);
+    other.sub = core_events_subscribe(b->core, 0, &(struct event_filter){.vm = "vm-7", .type_glob = "vm.*"}, hear,
+                                      &other, &err);
     few.sub = core_events_subscribe(b->core, 0, &(struct event_filter){0}, hear, &few, &err);
     core_bed_make(b, WEB_UP); /* live events come while the replay runs */
     core_bed_poll(b, caught_up, &all);
@@ -422,7 +430,8 @@ static void events_are_replayed_then_live(void **state)
     assert_int_equal(all.last, newest);
     assert_int_equal(all.n, newest); /* each once */
     assert_int_equal(late.n, newest - middle);
-    CLEANUP_FREE char *sevens = core_bed_sql(b, "SELECT count(*) FROM events WHERE type GLOB 'vm.*' AND doc LIKE '%\"vm_name\":\"vm-7\"%'", NULL);
+    CLEANUP_FREE char *sevens = core_bed_sql(
+        b, "SELECT count(*) FROM events WHERE type GLOB 'vm.*' AND doc LIKE '%\"vm_name\":\"vm-7\"%'", NULL);
     assert_int_equal(other.n, strtol(sevens, NULL, 10));
     assert_int_equal(few.n, 3);
     core_events_unsubscribe(all.sub);
@@ -443,7 +452,8 @@ static void lists(void **state)
     unsigned pages = 0;
 
     for (int i = 0; i < 25; i++) {
-        snprintf(body, sizeof(body), "{\"name\":\"vm-%02d\",\"backend\":\"noop\",\"labels\":{\"odd\":\"%d\"},\"start\":%s}", i, i % 2,
+        snprintf(body, sizeof(body),
+                 "{\"name\":\"vm-%02d\",\"backend\":\"noop\",\"labels\":{\"odd\":\"%d\"},\"start\":%s}", i, i % 2,
                  i < 5 ? "true" : "false");
         core_bed_make(b, body);
     }
@@ -457,7 +467,8 @@ static void lists(void **state)
         json_t *page = json_loadb(out.data, out.len, 0, NULL), *doc;
         size_t i;
         assert_non_null(page);
-        json_array_foreach(page, i, doc) {
+        json_array_foreach(page, i, doc)
+        {
             size_t len = strlen(names);
             snprintf(names + len, sizeof(names) - len, "%s ", json_string_value(json_object_get(doc, "name")) + 3);
         }
@@ -488,10 +499,12 @@ static void ports_have_one_holder(void **state)
 {
     struct core_bed *b = *state;
     CLEANUP_ERROR struct error err = ERROR_INIT;
-    static const char one[] = "{\"name\":\"one\",\"backend\":\"noop\",\"spec\":{\"network\":{\"type\":\"user\",\"forwards\":"
-                              "[{\"host_port\":18080,\"guest_port\":80},{\"proto\":\"udp\",\"host_port\":18080,\"guest_port\":53}]}}}";
-    static const char two[] = "{\"name\":\"two\",\"backend\":\"noop\",\"spec\":{\"network\":{\"type\":\"user\",\"forwards\":"
-                              "[{\"guest_port\":22},{\"host_port\":18080,\"guest_port\":80}]}}}";
+    static const char one[] =
+        "{\"name\":\"one\",\"backend\":\"noop\",\"spec\":{\"network\":{\"type\":\"user\",\"forwards\":"
+        "[{\"host_port\":18080,\"guest_port\":80},{\"proto\":\"udp\",\"host_port\":18080,\"guest_port\":53}]}}}";
+    static const char two[] =
+        "{\"name\":\"two\",\"backend\":\"noop\",\"spec\":{\"network\":{\"type\":\"user\",\"forwards\":"
+        "[{\"guest_port\":22},{\"host_port\":18080,\"guest_port\":80}]}}}";
 
     core_bed_make(b, one);
     row_is(b, "SELECT count(*) FROM ports", NULL, "3");
@@ -521,98 +534,108 @@ static void leave_behind(struct core_bed *b, const char *kind, const char *key)
     uuid_text(&uuid, op);
     clock_text(clock_wall_ms(), at);
     snprintf(sql, sizeof(sql),
-             "INSERT INTO operations VALUES ('%s', '%s', '%s', 'pending', '{\"id\":\"%s\",\"kind\":\"%s\",\"target\":{\"vm_id\":\"%s\","
-             "\"vm_name\":\"web\"},\"state\":\"pending\",\"step\":null,\"steps\":[],\"progress\":null,\"error\":null,\"result\":null,"
+             "INSERT INTO operations VALUES ('%s', '%s', '%s', 'pending', "
+             "'{\"id\":\"%s\",\"kind\":\"%s\",\"target\":{\"vm_id\":\"%s\","
+             "\"vm_name\":\"web\"},\"state\":\"pending\",\"step\":null,\"steps\":[],\"progress\":null,\"error\":null,"
+             "\"result\":null,"
              "\"cancellable\":true,\"created_at\":\"%s\",\"deadline\":null,\"finished_at\":null}', 1, 0)",
              op, kind, vm, op, kind, vm, at);
     plant(b, sql);
     snprintf(sql, sizeof(sql), "UPDATE vms SET doc = json_set(doc, '$.operation', '%s') WHERE id = '%s'", op, vm);
     plant(b, sql);
-    snprintf(sql, sizeof(sql), "INSERT INTO idempotency_keys VALUES ('%s', 'p', '%s', %lld)", key, op, (long long)clock_wall_ms());
+    snprintf(sql, sizeof(sql), "INSERT INTO idempotency_keys VALUES ('%s', 'p', '%s', %lld)", key, op,
+             (long long)clock_wall_ms());
     plant(b, sql);
 }
+
+static const struct {
+    const char *kind;
+    enum vm_state was;
+    const char *found; /* of the process, by the label noop.adopt */
+    const char *outcome, *now;
+} leftovers[] = {
+    {"vm.create", VM_PREPARING, NULL, "failed", "destroyed"},
+    {"vm.create", VM_PREPARING, "running", "failed", "destroyed"},
+    {"vm.start", VM_PREPARED, NULL, "failed", "prepared"},
+    {"vm.start", VM_STOPPED, "running", "failed", "stopped"},
+    {"vm.start", VM_FAILED, "running", "failed", "failed"},
+    {"vm.stop", VM_RUNNING, NULL, "failed", "running"},
+    {"vm.stop", VM_RUNNING, "nothing", "succeeded", "stopped"},
+    {"vm.stop", VM_SUSPENDED, "suspended", "failed", "suspended"},
+    {"vm.stop", VM_RUNNING, "guest-off", "succeeded", "stopped"},
+    {"vm.kill", VM_RUNNING, NULL, "failed", "running"},
+    {"vm.kill", VM_SUSPENDED, "nothing", "succeeded", "stopped"},
+    {"vm.restart", VM_RUNNING, NULL, "failed", "running"},
+    {"vm.restart", VM_RUNNING, "nothing", "failed", "stopped"},
+    {"vm.suspend", VM_RUNNING, "suspended", "succeeded", "suspended"},
+    {"vm.suspend", VM_RUNNING, "running", "failed", "running"},
+    {"vm.suspend", VM_RUNNING, "nothing", "failed", "failed"},
+    {"vm.resume", VM_SUSPENDED, "running", "succeeded", "running"},
+    {"vm.resume", VM_SUSPENDED, "suspended", "failed", "suspended"},
+    {"vm.reset", VM_RUNNING, "running", "failed", "running"},
+    {"vm.destroy", VM_PREPARED, NULL, "succeeded", "destroyed"},
+    {"vm.destroy", VM_RUNNING, NULL, "succeeded", "destroyed"},
+    {"vm.destroy", VM_FAILED, "nothing", "succeeded", "destroyed"},
+    /* no operation: what became of it while nobody looked */
+    {NULL, VM_RUNNING, NULL, NULL, "running"},
+    {NULL, VM_SUSPENDED, NULL, NULL, "suspended"},
+    {NULL, VM_RUNNING, "suspended", NULL, "suspended"},
+    {NULL, VM_RUNNING, "guest-off", NULL, "stopped"},
+    {NULL, VM_RUNNING, "panic", NULL, "failed"},
+    {NULL, VM_RUNNING, "nothing", NULL, "failed"},
+    {NULL, VM_SUSPENDED, "exited:1", NULL, "failed"},
+};
 
 static void interrupted(void **state)
 {
     struct core_bed *b = *state;
-    static const struct {
-        const char *kind;
-        enum vm_state was;
-        const char *found; /* of the process, by the label noop.adopt */
-        const char *outcome, *now;
-    } cases[] = {
-        {"vm.create", VM_PREPARING, NULL, "failed", "destroyed"},
-        {"vm.create", VM_PREPARING, "running", "failed", "destroyed"},
-        {"vm.start", VM_PREPARED, NULL, "failed", "prepared"},
-        {"vm.start", VM_STOPPED, "running", "failed", "stopped"},
-        {"vm.start", VM_FAILED, "running", "failed", "failed"},
-        {"vm.stop", VM_RUNNING, NULL, "failed", "running"},
-        {"vm.stop", VM_RUNNING, "nothing", "succeeded", "stopped"},
-        {"vm.stop", VM_SUSPENDED, "suspended", "failed", "suspended"},
-        {"vm.stop", VM_RUNNING, "guest-off", "succeeded", "stopped"},
-        {"vm.kill", VM_RUNNING, NULL, "failed", "running"},
-        {"vm.kill", VM_SUSPENDED, "nothing", "succeeded", "stopped"},
-        {"vm.restart", VM_RUNNING, NULL, "failed", "running"},
-        {"vm.restart", VM_RUNNING, "nothing", "failed", "stopped"},
-        {"vm.suspend", VM_RUNNING, "suspended", "succeeded", "suspended"},
-        {"vm.suspend", VM_RUNNING, "running", "failed", "running"},
-        {"vm.suspend", VM_RUNNING, "nothing", "failed", "failed"},
-        {"vm.resume", VM_SUSPENDED, "running", "succeeded", "running"},
-        {"vm.resume", VM_SUSPENDED, "suspended", "failed", "suspended"},
-        {"vm.reset", VM_RUNNING, "running", "failed", "running"},
-        {"vm.destroy", VM_PREPARED, NULL, "succeeded", "destroyed"},
-        {"vm.destroy", VM_RUNNING, NULL, "succeeded", "destroyed"},
-        {"vm.destroy", VM_FAILED, "nothing", "succeeded", "destroyed"},
-        /* no operation: what became of it while nobody looked */
-        {NULL, VM_RUNNING, NULL, NULL, "running"},
-        {NULL, VM_SUSPENDED, NULL, NULL, "suspended"},
-        {NULL, VM_RUNNING, "suspended", NULL, "suspended"},
-        {NULL, VM_RUNNING, "guest-off", NULL, "stopped"},
-        {NULL, VM_RUNNING, "panic", NULL, "failed"},
-        {NULL, VM_RUNNING, "nothing", NULL, "failed"},
-        {NULL, VM_SUSPENDED, "exited:1", NULL, "failed"},
-    };
     char body[256], id[UUID_TEXT_MAX];
 
-    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
-        bool up = cases[i].was == VM_RUNNING || cases[i].was == VM_SUSPENDED || cases[i].was == VM_STOPPED;
-        snprintf(body, sizeof(body), "{\"name\":\"web\",\"backend\":\"noop\",\"start\":%s,\"labels\":{\"%s\":\"%s\"}}", up ? "true" : "false",
-                 cases[i].found != NULL ? "noop.adopt" : "none", cases[i].found != NULL ? cases[i].found : "");
-        print_message("  %s, %s, found %s\n", cases[i].kind != NULL ? cases[i].kind : "-", vm_state_text(cases[i].was),
-                      cases[i].found != NULL ? cases[i].found : "as it was");
+    for (size_t i = 0; i < ARRAY_SIZE(leftovers); i++) {
+        bool up = leftovers[i].was == VM_RUNNING || leftovers[i].was == VM_SUSPENDED || leftovers[i].was == VM_STOPPED;
+        snprintf(body, sizeof(body), "{\"name\":\"web\",\"backend\":\"noop\",\"start\":%s,\"labels\":{\"%s\":\"%s\"}}",
+                 up ? "true" : "false", leftovers[i].found != NULL ? "noop.adopt" : "none",
+                 leftovers[i].found != NULL ? leftovers[i].found : "");
+        print_message("  %s, %s, found %s\n", leftovers[i].kind != NULL ? leftovers[i].kind : "-",
+                      vm_state_text(leftovers[i].was), leftovers[i].found != NULL ? leftovers[i].found : "as it was");
         core_bed_make(b, body);
         uuid_text(&core_bed_vm(b, "web")->vm.id, id);
-        if (cases[i].was == VM_SUSPENDED)
+        if (leftovers[i].was == VM_SUSPENDED)
             assert_int_equal(core_bed_do(b, "web", VM_SUSPEND), ERR_NONE);
-        if (cases[i].was == VM_STOPPED)
+        if (leftovers[i].was == VM_STOPPED)
             assert_int_equal(core_bed_do(b, "web", VM_STOP), ERR_NONE);
         core_bed_quiet(b);
         core_bed_close(b, 1000);
         core_bed_open_store(b);
-        if (cases[i].was == VM_PREPARING)
+        if (leftovers[i].was == VM_PREPARING)
             plant(b, "UPDATE vms SET doc = json_set(doc, '$.state', 'preparing') WHERE destroyed_at = 0");
-        if (cases[i].was == VM_FAILED)
+        if (leftovers[i].was == VM_FAILED)
             plant(b, "UPDATE vms SET doc = json_set(doc, '$.state', 'failed') WHERE destroyed_at = 0");
-        if (cases[i].kind != NULL)
-            leave_behind(b, cases[i].kind, "left");
+        if (leftovers[i].kind != NULL)
+            leave_behind(b, leftovers[i].kind, "left");
         core_bed_open(b);
         core_bed_quiet(b);
         row_is(b, "SELECT count(*) FROM operations WHERE finished_at = 0", NULL, "0");
-        if (strcmp(cases[i].now, "destroyed") == 0) {
+        if (strcmp(leftovers[i].now, "destroyed") == 0) {
             assert_null(core_bed_vm(b, "web"));
             row_is(b, "SELECT count(*) FROM ports", NULL, "0");
             row_is(b, "SELECT destroyed_at > 0 FROM vms WHERE id = ?", id, "1");
         } else {
-            assert_string_equal(core_bed_get(b, "web", "state"), cases[i].now);
+            assert_string_equal(core_bed_get(b, "web", "state"), leftovers[i].now);
             assert_string_equal(core_bed_get(b, "web", "operation"), "null");
-            row_is(b, "SELECT json_extract(doc, '$.state') FROM vms WHERE id = ?", id, cases[i].now);
+            row_is(b, "SELECT json_extract(doc, '$.state') FROM vms WHERE id = ?", id, leftovers[i].now);
         }
-        if (cases[i].kind != NULL) {
-            bool failed = strcmp(cases[i].outcome, "failed") == 0;
-            row_is(b, "SELECT state FROM operations WHERE created_at = 1 ORDER BY id DESC LIMIT 1", NULL, cases[i].outcome);
-            row_is(b, "SELECT json_extract(doc, '$.state') FROM operations WHERE created_at = 1 ORDER BY id DESC LIMIT 1", NULL, cases[i].outcome);
-            row_is(b, "SELECT json_extract(doc, '$.error.code') FROM operations WHERE created_at = 1 ORDER BY id DESC LIMIT 1", NULL,
-                   failed ? "vm_manager::operation::interrupted" : "(null)");
+        if (leftovers[i].kind != NULL) {
+            bool failed = strcmp(leftovers[i].outcome, "failed") == 0;
+            row_is(b, "SELECT state FROM operations WHERE created_at = 1 ORDER BY id DESC LIMIT 1", NULL,
+                   leftovers[i].outcome);
+            row_is(b,
+                   "SELECT json_extract(doc, '$.state') FROM operations WHERE created_at = 1 ORDER BY id DESC LIMIT 1",
+                   NULL, leftovers[i].outcome);
+            row_is(b,
+                   "SELECT json_extract(doc, '$.error.code') FROM operations WHERE created_at = 1 ORDER BY id DESC "
+                   "LIMIT 1",
+                   NULL, failed ? "vm_manager::operation::interrupted" : "(null)");
             /* an interrupted one gives its key back: it is as old as can be */
             row_is(b, "SELECT count(*) FROM idempotency_keys WHERE created_at > 0", NULL, failed ? "0" : "1");
             plant(b, "DELETE FROM idempotency_keys");
@@ -634,7 +657,8 @@ static void parked(void **state)
     core_bed_await(b, op, false);
     assert_true(core_bed_poll(b, under_way, op));
     operation_unref(op);
-    struct operation *later = slow_start(b, "{\"name\":\"db\",\"backend\":\"noop\",\"labels\":{\"noop.delay_ms.build\":\"60000\"}}");
+    struct operation *later =
+        slow_start(b, "{\"name\":\"db\",\"backend\":\"noop\",\"labels\":{\"noop.delay_ms.build\":\"60000\"}}");
     operation_unref(later);
     core_bed_close(b, 1);
     core_bed_open(b);

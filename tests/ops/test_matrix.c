@@ -1,9 +1,9 @@
-/* test_matrix.c - every operation × every step of its table × every fault: what the operation says, what was undone and in
- * which order, what the VM is, and that nothing is left behind.
+/* test_matrix.c - every operation × every step of its table × every fault: what the operation says, what was undone and
+ * in which order, what the VM is, and that nothing is left behind.
  *
  * The cells are made from the step tables themselves, so a new step is covered when it is written.  What is expected
- * follows from rules, not from a list: a fault before the commit step ended well fails the operation and undoes what was
- * done; one behind it changes nothing.  The VM is as before, unless its process is gone by then. */
+ * follows from rules, not from a list: a fault before the commit step ended well fails the operation and undoes what
+ * was done; one behind it changes nothing.  The VM is as before, unless its process is gone by then. */
 #include "core_bed.h"
 
 #include <stdio.h>
@@ -39,7 +39,8 @@ static const struct scenario scenarios[] = {
 };
 
 enum fault { FAULT_NONE, FAULT_FAIL, FAULT_CANCEL, FAULT_DEADLINE, FAULT_DEATH, FAULT_DISK, FAULT_MAX };
-static const char *const fault_names[] = {"no fault", "fails", "is cancelled", "is late", "process dies", "disk refuses"};
+static const char *const fault_names[] = {"no fault", "fails",        "is cancelled",
+                                          "is late",  "process dies", "disk refuses"};
 
 static const char spec[] = "{\"network\":{\"type\":\"user\",\"forwards\":[{\"guest_port\":80}]}}";
 
@@ -49,8 +50,8 @@ struct cell {
     enum fault fault;
     unsigned k; /* the step that it hits */
     char name[32], id[UUID_TEXT_MAX];
-    json_t *before;  /* the VM's document */
-    char *ports;     /* the rows of the ports */
+    json_t *before;   /* the VM's document */
+    char *ports;      /* the rows of the ports */
     char trace[4096]; /* "reserve:running reserve:done ..." as the events told it */
     struct operation *op;
 };
@@ -180,7 +181,8 @@ static void want_steps(const struct cell *c, char *trace, size_t size, char *sta
 
     trace[0] = states[0] = '\0';
     for (unsigned i = 0; i <= last; i++) {
-        n += (size_t)snprintf(trace + n, size - n, "%s:%s ", plan->steps[i].name, skipped(c, i) ? "skipped" : "running");
+        n +=
+            (size_t)snprintf(trace + n, size - n, "%s:%s ", plan->steps[i].name, skipped(c, i) ? "skipped" : "running");
         if (i < last && !skipped(c, i))
             n += (size_t)snprintf(trace + n, size - n, "%s:done ", plan->steps[i].name);
     }
@@ -190,14 +192,15 @@ static void want_steps(const struct cell *c, char *trace, size_t size, char *sta
         n += (size_t)snprintf(trace + n, size - n, "%s:failed ", plan->steps[last].name);
     for (unsigned i = good ? 0 : last; i-- > 0;)
         if (plan->steps[i].undo != NULL)
-            n += (size_t)snprintf(trace + n, size - n, "%s:undoing %s:undone ", plan->steps[i].name, plan->steps[i].name);
+            n += (size_t)snprintf(trace + n, size - n, "%s:undoing %s:undone ", plan->steps[i].name,
+                                  plan->steps[i].name);
     for (unsigned i = 0; i < plan->n_steps; i++)
         m += (size_t)snprintf(states + m, states_size - m, "%s ",
-                              (good || i < last) && skipped(c, i)            ? "skipped"
+                              (good || i < last) && skipped(c, i)                 ? "skipped"
                               : good || (i < last && plan->steps[i].undo == NULL) ? "done"
-                              : i == last                                       ? "failed"
-                              : i > last                                        ? "pending"
-                                                                                : "undone");
+                              : i == last                                         ? "failed"
+                              : i > last                                          ? "pending"
+                                                                                  : "undone");
 }
 
 /* --- the setting --- */
@@ -259,10 +262,12 @@ static void labels_of(const struct cell *c, char *out, size_t size)
     }
 }
 
-static int (*noop_before_step)(struct backend_vm *bvm, const char *kind, const char *step, struct backend_call *call, struct error *err);
+static int (*noop_before_step)(struct backend_vm *bvm, const char *kind, const char *step, struct backend_call *call,
+                               struct error *err);
 
 /* The tables' deadlines are of seconds and minutes: a label shortens that of the step which begins. */
-static int before_step(struct backend_vm *bvm, const char *kind, const char *step, struct backend_call *call, struct error *err)
+static int before_step(struct backend_vm *bvm, const char *kind, const char *step, struct backend_call *call,
+                       struct error *err)
 {
     struct vm_op *vo = CONTAINER_OF(call, struct vm_op, call);
     char key[64];
@@ -291,9 +296,11 @@ static void trace(void *arg, int64_t id, const char *type, const char *doc)
 
 static char *port_rows(struct core_bed *b)
 {
-    return core_bed_sql(b, "SELECT count(*) || ':' || ifnull(group_concat(p), '') FROM (SELECT udp || host_ip || port || vm_id AS p FROM "
-                           "ports ORDER BY p)",
-                        NULL);
+    return core_bed_sql(
+        b,
+        "SELECT count(*) || ':' || ifnull(group_concat(p), '') FROM (SELECT udp || host_ip || port || vm_id AS p FROM "
+        "ports ORDER BY p)",
+        NULL);
 }
 
 static void plant(struct cell *c, const char *sql)
@@ -321,8 +328,8 @@ static void begin(struct cell *c)
     labels_of(c, labels, sizeof(labels));
     be_deaf(c);
     if (c->s->plan->verb == VM_CREATE) {
-        snprintf(body, sizeof(body), "{\"name\":\"%s\",\"backend\":\"noop\",\"spec\":%s,\"start\":%s,\"labels\":%s}", c->name, spec,
-                 c->s->plan == &vm_create_start_plan ? "true" : "false", labels);
+        snprintf(body, sizeof(body), "{\"name\":\"%s\",\"backend\":\"noop\",\"spec\":%s,\"start\":%s,\"labels\":%s}",
+                 c->name, spec, c->s->plan == &vm_create_start_plan ? "true" : "false", labels);
         c->op = core_bed_create(c->b, body, NULL, &err);
     } else {
         patch(c, "{\"labels\":%s}", labels);
@@ -338,7 +345,8 @@ static bool at_step(void *arg)
 {
     const struct cell *c = arg;
 
-    return operation_ended(c->op) || (c->op->step_begun && c->op->step == c->k && c->op->steps[c->k].state == OP_STEP_RUNNING);
+    return operation_ended(c->op) ||
+           (c->op->step_begun && c->op->step == c->k && c->op->steps[c->k].state == OP_STEP_RUNNING);
 }
 
 static bool let_go(void *arg)
@@ -371,14 +379,17 @@ static void check_operation(struct cell *c)
     size_t i;
 
     assert_string_equal(got != NULL ? error_info(got->code)->code : "", want != ERR_NONE ? error_info(want)->code : "");
-    assert_string_equal(json_string_value(json_object_get(doc, "state")),
-                        want == ERR_NONE ? "succeeded" : want == ERR_OPERATION_CANCELLED ? "cancelled" : "failed");
+    assert_string_equal(json_string_value(json_object_get(doc, "state")), want == ERR_NONE ? "succeeded"
+                                                                          : want == ERR_OPERATION_CANCELLED
+                                                                              ? "cancelled"
+                                                                              : "failed");
     assert_string_equal(row, operation_doc(c->op));
     assert_true(json_is_null(json_object_get(doc, "step")));
     assert_true(json_is_false(json_object_get(doc, "cancellable")));
     want_steps(c, want_trace, sizeof(want_trace), want_states, sizeof(want_states));
     assert_string_equal(c->trace, want_trace);
-    json_array_foreach(json_object_get(doc, "steps"), i, step) {
+    json_array_foreach(json_object_get(doc, "steps"), i, step)
+    {
         size_t len = strlen(states);
         snprintf(states + len, sizeof(states) - len, "%s ", json_string_value(json_object_get(step, "state")));
     }
@@ -430,7 +441,8 @@ static void check_vm(struct cell *c)
         same(c->before, doc, "generation");
         if (want == c->s->from && want_code(c) != ERR_NONE)
             same(c->before, doc, "runtime");
-        if (want == c->s->from && want_code(c) != ERR_NONE && (want != VM_FAILED || c->k == 0 || c->fault == FAULT_DISK))
+        if (want == c->s->from && want_code(c) != ERR_NONE &&
+            (want != VM_FAILED || c->k == 0 || c->fault == FAULT_DISK))
             same(c->before, doc, "failure");
         assert_string_equal(ports, c->ports);
     }
@@ -446,10 +458,15 @@ static void check_free(struct cell *c)
     c->b->timeout_s = 1;
     if (vm != NULL) {
         enum vm_state state = vm->vm.state;
-        patch(c, "{\"labels\":{\"noop.fail\":null,\"noop.exit\":null,\"noop.exit_step\":null,\"noop.delay_ms.%s:%s\":null,"
-                 "\"test.timeout_ms.%s\":null}}",
+        patch(c,
+              "{\"labels\":{\"noop.fail\":null,\"noop.exit\":null,\"noop.exit_step\":null,\"noop.delay_ms.%s:%s\":null,"
+              "\"test.timeout_ms.%s\":null}}",
               c->s->plan->kind, c->s->plan->steps[c->k].name, c->s->plan->steps[c->k].name);
-        assert_int_equal(core_bed_do(c->b, c->name, state == VM_RUNNING ? VM_STOP : state == VM_SUSPENDED ? VM_RESUME : VM_START), ERR_NONE);
+        assert_int_equal(core_bed_do(c->b, c->name,
+                                     state == VM_RUNNING     ? VM_STOP
+                                     : state == VM_SUSPENDED ? VM_RESUME
+                                                             : VM_START),
+                         ERR_NONE);
         assert_int_equal(core_bed_do(c->b, c->name, VM_DESTROY), ERR_NONE);
     }
     core_bed_quiet(c->b);
@@ -472,11 +489,13 @@ static void run_cell(struct core_bed *b, const struct scenario *s, unsigned k, e
     if (s->plan->verb != VM_CREATE)
         bring_to(&c);
     c.ports = port_rows(b);
-    struct event_sub *sub = core_events_subscribe(b->core, -1, &(struct event_filter){.type_glob = "operation.step"}, trace, &c, &err);
+    struct event_sub *sub =
+        core_events_subscribe(b->core, -1, &(struct event_filter){.type_glob = "operation.step"}, trace, &c, &err);
     assert_non_null(sub);
     core_bed_turns(b, 2);
     if (fault == FAULT_DISK) /* its intent is written, its end is not */
-        plant(&c, "CREATE TRIGGER no_end BEFORE INSERT ON operations WHEN new.state = 'succeeded' BEGIN SELECT RAISE(ABORT, 'full'); END");
+        plant(&c, "CREATE TRIGGER no_end BEFORE INSERT ON operations WHEN new.state = 'succeeded' BEGIN SELECT "
+                  "RAISE(ABORT, 'full'); END");
     begin(&c);
     if (fault == FAULT_CANCEL)
         cancel_at(&c);

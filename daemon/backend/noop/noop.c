@@ -2,8 +2,8 @@
  *
  * Happy path: each verb notes what there would be and is done at once; what a guest would do (power off, answer as an
  * agent) comes as an event on a later turn.
- * Failure modes: those that the labels ask for, injected before the step: after the delay, if there is one.  A verb that
- * needs a process and finds none fails as a monitor would. */
+ * Failure modes: those that the labels ask for, injected before the step: after the delay, if there is one.  A verb
+ * that needs a process and finds none fails as a monitor would. */
 #include "backend/noop/noop.h"
 
 #include <stdio.h>
@@ -202,14 +202,10 @@ static enum error_code code_of(const struct backend_vm *b, const char *step)
         const char *step;
         enum error_code code;
     } codes[] = {
-        {"build", ERR_IMAGE_OVERLAY_CREATION_FAILED},
-        {"spawn", ERR_QEMU_SPAWN_FAILED},
-        {"greet", ERR_QEMU_QMP_CONNECT_FAILED},
-        {"verify", ERR_QEMU_QMP_COMMAND_FAILED},
-        {"press", ERR_QEMU_QMP_COMMAND_FAILED},
-        {"reset", ERR_QEMU_QMP_COMMAND_FAILED},
-        {"suspend", ERR_QEMU_QMP_COMMAND_FAILED},
-        {"resume", ERR_QEMU_QMP_COMMAND_FAILED},
+        {"build", ERR_IMAGE_OVERLAY_CREATION_FAILED}, {"spawn", ERR_QEMU_SPAWN_FAILED},
+        {"greet", ERR_QEMU_QMP_CONNECT_FAILED},       {"verify", ERR_QEMU_QMP_COMMAND_FAILED},
+        {"press", ERR_QEMU_QMP_COMMAND_FAILED},       {"reset", ERR_QEMU_QMP_COMMAND_FAILED},
+        {"suspend", ERR_QEMU_QMP_COMMAND_FAILED},     {"resume", ERR_QEMU_QMP_COMMAND_FAILED},
     };
     const char *name = label(b, "noop.fail_code");
     enum error_code code = name != NULL ? error_by_name(name) : ERR_NONE;
@@ -264,7 +260,8 @@ static void delay_cancelled(struct loop_task *task)
     call->done(call, &err);
 }
 
-static int noop_before_step(struct backend_vm *b, const char *kind, const char *step, struct backend_call *call, struct error *err)
+static int noop_before_step(struct backend_vm *b, const char *kind, const char *step, struct backend_call *call,
+                            struct error *err)
 {
     int64_t ms = delay_of(b, kind, step);
 
@@ -294,7 +291,9 @@ static void noop_cancel(struct backend_vm *b)
 
 static int noop_check(struct backend *be, const struct vm_spec *spec, struct error *err)
 {
-    const char *pointer = spec->vsock ? "/spec/vsock" : spec->network.type == VM_NETWORK_VNIC ? "/spec/network/type" : NULL;
+    const char *pointer = spec->vsock                             ? "/spec/vsock"
+                          : spec->network.type == VM_NETWORK_VNIC ? "/spec/network/type"
+                                                                  : NULL;
 
     (void)be;
     if (pointer == NULL)
@@ -459,8 +458,9 @@ static int noop_log_path(struct backend *be, const struct vm *vm, enum backend_l
 
 static json_t *noop_describe(struct backend *be)
 {
-    return json_pack("{s:s,s:b,s:s,s:s,s:[{s:s,s:b,s:s}]}", "name", be->name, "available", 1, "reason", "it runs nothing", "version",
-                     VMMD_VERSION, "accelerators", "name", "noop", "available", 1, "reason", "nothing is run");
+    return json_pack("{s:s,s:b,s:s,s:s,s:[{s:s,s:b,s:s}]}", "name", be->name, "available", 1, "reason",
+                     "it runs nothing", "version", VMMD_VERSION, "accelerators", "name", "noop", "available", 1,
+                     "reason", "nothing is run");
 }
 
 static void noop_free(struct backend *be)

@@ -1,6 +1,7 @@
 /* noop.h - the backend that runs nothing: every verb, no process, no file.  For scale, and for faults at will.
  *
- * A VM's labels tell it what to do, read when a step begins, so that a PATCH changes them under way.  STEP is a step's name
+ * A VM's labels tell it what to do, read when a step begins, so that a PATCH changes them under way.  STEP is a step's
+ * name
  * ("spawn") or "KIND:STEP" ("vm.start:spawn"); a list is separated by commas.
  *   noop.fail=STEP[,STEP...]   the step fails, by a code that fits it, or by
  *   noop.fail_code=CODE        this one ("host::disk_full")

@@ -68,7 +68,7 @@ static void let_go(struct vm_op *vo)
         live_vm_detach(vm);
 }
 
-static json_t *finish_data(const struct operation *res)
+json_t *vm_op_finish_data(const struct operation *res)
 {
     json_t *data = json_pack("{s:s,s:s}", "kind", res->kind, "state", operation_state_text(res->state));
 
@@ -79,7 +79,7 @@ static json_t *finish_data(const struct operation *res)
     return data;
 }
 
-static void log_finish(const struct vm_op *vo)
+void vm_op_log_finish(const struct vm_op *vo)
 {
     const struct operation *res = vo->res;
     char ms[24];
@@ -97,7 +97,7 @@ static void failure_durable(void *arg, struct error *err)
     struct live_vm *vm = vo->vm;
 
     (void)err;
-    log_finish(vo);
+    vm_op_log_finish(vo);
     let_go(vo);
     operation_publish_end(vo->res);
     vm_waits_check(vm);
@@ -127,7 +127,7 @@ static void op_failed(struct vm_op *vo, enum op_outcome outcome, struct error *e
         change_state_event(ch, vm, vo->res, was, vo->plan->kind);
     }
     change_operation(ch, vo->res);
-    change_event(ch, "operation.finished", vm, vo->res, NULL, finish_data(vo->res));
+    change_event(ch, "operation.finished", vm, vo->res, NULL, vm_op_finish_data(vo->res));
     if (created) {
         alloc_release(vm);
         registry_remove(vm);
@@ -279,7 +279,7 @@ static void already_destroyed(struct vm_op *vo)
     vo->res->result = vm_json(&vo->vm->vm);
     struct change *ch = change_new(vo->core);
     change_operation(ch, vo->res);
-    change_event(ch, "operation.finished", vo->vm, vo->res, NULL, finish_data(vo->res));
+    change_event(ch, "operation.finished", vo->vm, vo->res, NULL, vm_op_finish_data(vo->res));
     change_commit(ch, failure_durable, vo);
 }
 
@@ -481,151 +481,6 @@ int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct cor
     *ret = vo->res;
     write_intent(vo, ch);
     return 0;
-}
-
-/* --- nothing to do --- */
-
-struct nothing {
-    struct operation *res;
-    struct live_vm *vm;
-    char *key;
-};
-
-static void nothing_durable(void *arg, struct error *err)
-{
-    struct nothing *n = arg;
-
-    if (error_is_set(err)) {
-        if (n->key != NULL)
-            keys_remove(n->res->core, n->key);
-        operation_refused(n->res, err);
-    } else {
-        operation_publish_end(n->res);
-    }
-    operation_unref(n->res);
-    core_vm_unref(n->vm);
-    mem_free(n->key);
-    mem_free(n);
-}
-
-/* The key of an operation that has nothing to do. */
-static bool nothing_key(struct nothing *n, struct change *ch, const struct core_request *req)
-{
-    if (req == NULL || req->idempotency_key == NULL)
-        return true;
-    n->key = mem_strdup(req->idempotency_key);
-    if (n->key == NULL || keys_add(n->res->core, n->key, req->fingerprint, n->res->id, n->res->created_at) < 0)
-        return false;
-    change_key(ch, n->key, req->fingerprint, n->res->id, n->res->created_at);
-    return true;
-}
-
-int vm_op_nothing(struct live_vm *vm, const struct core *core, const char *kind, const struct core_request *req,
-                  struct operation **ret, struct error *err)
-{
-    struct nothing *n = mem_zalloc(sizeof(*n));
-    struct change *ch = n != NULL ? change_new(vm->core) : NULL;
-
-    if (ch != NULL)
-        n->res = operation_new((struct core *)core, kind, vm, req, err);
-    if (ch == NULL || n->res == NULL || !nothing_key(n, ch, req)) {
-        change_drop(ch);
-        if (n != NULL) {
-            operation_unref(n->res);
-            mem_free(n->key);
-        }
-        mem_free(n);
-        return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
-    }
-    n->vm = core_vm_ref(vm);
-    n->res->state = OPERATION_SUCCEEDED;
-    n->res->cancellable = false;
-    n->res->finished_at = n->res->created_at;
-    n->res->method = "none";
-    n->res->result = vm->doc != NULL ? json_loadb(vm->doc, vm->doc_len, 0, NULL) : NULL;
-    change_operation(ch, n->res);
-    *ret = n->res;
-    change_commit(ch, nothing_durable, n);
-    return 0;
-}
-
-/* --- the persist step --- */
-
-/* The disk refused the end: all is as when the step began. */
-static void persist_back(struct vm_op *vo)
-{
-    struct vm *vm = &vo->vm->vm;
-    struct operation *res = vo->res;
-
-    vm->state = vo->before;
-    vm->has_operation = true;
-    if (vo->failure.set) {
-        vm_failure_done(&vm->failure);
-        vm->failure = vo->failure;
-        vo->failure = (struct vm_failure){0};
-    }
-    for (unsigned i = res->step; i < res->n_steps; i++)
-        res->steps[i].state = i == res->step ? OP_STEP_RUNNING : OP_STEP_PENDING;
-    res->state = OPERATION_RUNNING;
-    res->finished_at = 0;
-    res->method = NULL;
-    res->dirty = true;
-    json_decref(res->result);
-    res->result = NULL;
-}
-
-static void persist_durable(void *arg, struct error *err)
-{
-    struct vm_op *vo = arg;
-    struct live_vm *vm = vo->vm;
-
-    if (error_is_set(err)) {
-        persist_back(vo);
-        vm_op_resume(vo, err);
-        return;
-    }
-    vm_failure_done(&vo->failure);
-    vo->persisted = true;
-    if (vm->vm.state == VM_DESTROYED) { /* the name and the ports are free at once */
-        alloc_release(vm);
-        registry_remove(vm);
-    }
-    log_finish(vo);
-    operation_publish_end(vo->res);
-    vm_waits_check(vm);
-    vm_op_resume(vo, NULL);
-}
-
-int vm_op_persist(struct vm_op *vo, enum vm_state to, const char *cause, bool destroyed, struct error *err)
-{
-    struct live_vm *vm = vo->vm;
-
-    (void)err;
-    vo->before = vm->vm.state;
-    vm->vm.state = to;
-    vm->vm.has_operation = false;
-    if (to == VM_RUNNING || to == VM_STOPPED) {
-        vo->failure = vm->vm.failure;
-        vm->vm.failure = (struct vm_failure){0};
-    }
-    vo->res->state = OPERATION_SUCCEEDED;
-    vo->res->method = vo->plan->verb == VM_RESTART ? NULL : vo->method;
-    vo->res->finished_at = clock_wall_ms();
-    for (unsigned i = 0; i < vo->res->n_steps; i++)
-        vo->res->steps[i].state = OP_STEP_DONE;
-    struct change *ch = change_new(vo->core);
-    change_vm(ch, vm, destroyed);
-    vo->res->result = vm_json(&vm->vm);
-    change_operation(ch, vo->res);
-    if (destroyed)
-        change_ports(ch, vm, true);
-    change_state_event(ch, vm, vo->res, vo->before, cause);
-    for (unsigned i = vo->res->step; i < vo->res->n_steps; i++) /* they follow at once and change nothing any more */
-        change_event(ch, "operation.step", vm, vo->res, NULL,
-                     json_pack("{s:s,s:s,s:s,s:i}", "kind", vo->res->kind, "step", vo->res->steps[i].name, "state", "done", "ms", 0));
-    change_event(ch, "operation.finished", vm, vo->res, NULL, finish_data(vo->res));
-    change_commit(ch, persist_durable, vo);
-    return OP_WAIT;
 }
 
 /* --- from outside --- */
