@@ -138,6 +138,8 @@ struct event_sub *core_events_subscribe(struct core *core, int64_t since, const 
                                         void (*fn)(void *arg, int64_t id, const char *type, const char *doc), void *arg,
                                         struct error *err);
 void core_events_unsubscribe(struct event_sub *sub); /* also from fn; NULL is fine */
+/* A replay stops after the batch it is at, and goes on when hold is false; live events come all the same.  Also from fn. */
+void core_events_hold(struct event_sub *sub, bool hold);
 
 /* --- waits --- */
 

@@ -2,7 +2,8 @@
  *
  *   subscribe(since) ──► replaying: batches from the store until one comes back short ──► live: as they are published
  *
- * While a subscriber replays, live events pass it by: they are durable, so its next batch brings them. */
+ * While a subscriber replays, live events pass it by: they are durable, so its next batch brings them.  One that is held back
+ * gets no further batch until it is let on: a long replay goes as fast as it is read. */
 #include <string.h>
 
 #include "base/mem.h"
@@ -18,6 +19,7 @@ struct event_sub {
     bool live;
     bool busy;    /* in a callback: freed afterwards */
     bool dead;
+    bool held;    /* replays no further for now */
     char *vm;
     char *type_glob;
     struct store_read *read;
@@ -102,7 +104,7 @@ static void replay_next(struct loop_task *task)
 {
     struct event_sub *sub = CONTAINER_OF(task, struct event_sub, task);
 
-    if (sub->read != NULL)
+    if (sub->read != NULL || sub->held)
         return;
     if (sub->last >= sub->core->event_newest) {
         sub->live = true;
@@ -175,6 +177,13 @@ void core_events_unsubscribe(struct event_sub *sub)
         sub->dead = true;
     else
         sub_free(sub);
+}
+
+void core_events_hold(struct event_sub *sub, bool hold)
+{
+    if (sub->held && !hold && !sub->live && !sub->dead)
+        loop_defer(sub->core->loop, &sub->task);
+    sub->held = hold;
 }
 
 int64_t core_event_newest(const struct core *core)

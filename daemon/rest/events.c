@@ -1,7 +1,7 @@
 /* events.c - GET /v1/events: server-sent events, replayed and live.
  *
- * Each event is `id:`, `event:`, `data:`.  A comment goes out every 15 s.  A reader that does not keep up (1 MiB waiting) is
- * dropped: it comes back with Last-Event-ID and misses nothing. */
+ * Each event is `id:`, `event:`, `data:`.  A comment goes out every 15 s.  A replay goes as fast as it is read.  A reader that
+ * does not keep up with what is live (1 MiB waiting) is dropped: it comes back with Last-Event-ID and misses nothing. */
 #include <stdio.h>
 #include <string.h>
 
@@ -12,7 +12,7 @@
 #include "model/fields.h"
 #include "rest/rest.h"
 
-enum { PENDING_MAX = 1 << 20, HEARTBEAT_MS = 15000 };
+enum { PENDING_MAX = 1 << 20, PENDING_HOLD = 1 << 17, HEARTBEAT_MS = 15000 };
 
 struct sse {
     struct http_stream *stream;
@@ -40,8 +40,17 @@ static void sse_event(void *arg, int64_t id, const char *type, const char *doc)
     buf_printf(&b, "id: %lld\nevent: %s\ndata: ", (long long)id, type);
     buf_str(&b, doc);
     buf_str(&b, "\n\n");
-    if (!b.failed && s->stream != NULL)
-        http_stream_write(s->stream, b.data, b.len); /* one that is full is dropped: gone follows */
+    if (b.failed || s->stream == NULL || http_stream_write(s->stream, b.data, b.len) < 0) /* one that is full is dropped: gone follows */
+        return;
+    if (http_stream_pending(s->stream) > PENDING_HOLD)
+        core_events_hold(s->sub, true);
+}
+
+static void sse_drained(void *arg)
+{
+    struct sse *s = arg;
+
+    core_events_hold(s->sub, false);
 }
 
 static void sse_heartbeat(void *arg)
@@ -63,7 +72,7 @@ static int read_since(struct http_request *req, int64_t *ret, struct error *err)
 
 void rest_events(struct http_request *req, void *arg)
 {
-    static const struct http_stream_events stream_events = {.gone = sse_gone};
+    static const struct http_stream_events stream_events = {.gone = sse_gone, .drained = sse_drained};
     struct rest *rest = arg;
     CLEANUP_ERROR struct error err = ERROR_INIT;
     struct event_filter filter = {.vm = http_query(req, "vm"), .type_glob = http_query(req, "type")};

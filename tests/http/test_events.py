@@ -178,3 +178,17 @@ def test_heartbeat_keeps_a_silent_stream_alive(api):
     with api.events() as stream:
         assert stream.silent(17)
         assert stream.comments >= 1
+
+
+def test_long_replay_comes_whole(api):
+    """More than may wait on a connection (1 MiB): it goes as fast as it is read."""
+    make_vm(api)
+    since = newest(api)
+    for _ in range(250):
+        do(api, "start")
+        do(api, "kill")
+    last = newest(api)
+    with api.events(since=since) as stream:
+        events = stream.until(lambda e: e.id == last, timeout=60)
+    assert sum(len(str(e.data)) for e in events) > 1 << 20
+    assert [e.id for e in events] == list(range(since + 1, last + 1))
