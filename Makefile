@@ -30,7 +30,7 @@ OPTIMISE ?= -O2 -g
 SANITIZE ?=
 HARDEN   ?= -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fPIE
 LIBS_FOUND := $(shell pkg-config --exists $(PACKAGES) 2>/dev/null && echo yes)
-CPPFLAGS += -D_GNU_SOURCE -DVMMD_VERSION='"$(VERSION)"' -DVMMD_LIBEXEC='"$(LIBEXEC)"' -Idaemon -Iapi -I$(BUILD)/gen
+CPPFLAGS += -D_GNU_SOURCE -DVMMD_VERSION='"$(VERSION)"' -Idaemon -Iapi -I$(BUILD)/gen
 CFLAGS   += -std=gnu17 $(OPTIMISE) $(WARNINGS) $(HARDEN) $(SANITIZE) -pthread
 CFLAGS   += $(if $(LIBS_FOUND),$(shell pkg-config --cflags $(PACKAGES) 2>/dev/null))
 LDFLAGS  += $(SANITIZE) -pie -Wl,-z,relro,-z,now -pthread
@@ -80,7 +80,7 @@ $(BUILD)/libvmmd.a: $(LIB_OBJ)
 	@rm -f $@
 	ar rcs $@ $^
 
-# The flags file changes with the compiler, its flags and PREFIX, and what was built with others is built anew.
+# These files change with the compiler and its flags, or with PREFIX; what was built with others is built anew.
 $(BUILD)/obj/%.o: %.c $(BUILD)/gen/flags
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
@@ -89,6 +89,13 @@ $(BUILD)/gen/flags: export FLAGS = $(CC) $(CPPFLAGS) $(CFLAGS)
 $(BUILD)/gen/flags: FORCE $(if $(LIBS_FOUND),,missing-libraries)
 	@mkdir -p $(@D)
 	@printf '%s\n' "$$FLAGS" | cmp -s - $@ || printf '%s\n' "$$FLAGS" >$@
+
+$(BUILD)/gen/libexec: FORCE
+	@mkdir -p $(@D)
+	@echo '$(LIBEXEC)' | cmp -s - $@ || echo '$(LIBEXEC)' >$@
+# Where the helpers are when installed.
+$(BUILD)/obj/daemon/main.o: $(BUILD)/gen/libexec
+$(BUILD)/obj/daemon/main.o: CPPFLAGS += -DVMMD_LIBEXEC='"$(LIBEXEC)"'
 
 .PHONY: FORCE missing-libraries
 FORCE:
