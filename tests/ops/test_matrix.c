@@ -540,11 +540,31 @@ static int set_up(void **state)
     return rc;
 }
 
+/* A start is the same wherever it stands: alone, behind a create, in a restart. */
+static void same_start(void **state)
+{
+    static const struct vm_plan *const longer[] = {&vm_create_start_plan, &vm_restart_plan};
+
+    (void)state;
+    for (size_t p = 0; p < ARRAY_SIZE(longer); p++) {
+        unsigned at = 0;
+        assert_true(has_step(longer[p], "prepare", &at));
+        for (unsigned i = 1; i < vm_start_plan.n_steps; i++) {
+            const struct vm_step *one = &vm_start_plan.steps[i], *other = &longer[p]->steps[at + i - 1];
+            assert_string_equal(one->name, other->name);
+            assert_ptr_equal(one->run, other->run);
+            assert_ptr_equal(one->undo, other->undo);
+            assert_int_equal(one->timeout_ms, other->timeout_ms);
+        }
+    }
+}
+
 int main(void)
 {
-    struct CMUnitTest tests[ARRAY_SIZE(scenarios)];
+    struct CMUnitTest tests[ARRAY_SIZE(scenarios) + 1];
 
     for (size_t i = 0; i < ARRAY_SIZE(scenarios); i++)
         tests[i] = (struct CMUnitTest){scenarios[i].name, matrix, set_up, core_bed_tear_down, NULL};
+    tests[ARRAY_SIZE(scenarios)] = (struct CMUnitTest)cmocka_unit_test(same_start);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,7 @@
 /* nothing.c - an operation that asks for what already is.
  *
- * Happy path: its row is written as succeeded, then it is published.  Failure modes: the disk refuses: it is refused, and
- * its key is free again. */
+ * Happy path: its row is written as succeeded, then it is published.  Failure modes: the disk refuses: it is refused,
+ * and its key is free again. */
 #include "base/mem.h"
 #include "core/ops/ops.h"
 

@@ -1,8 +1,8 @@
 /* ops.h - what the operations on VMs share: the frame around a step table, and the steps that several tables use.
  *
  * Each file of this folder is one verb: a table of vm_steps in time order.  A step here has the engine's contract
- * (loop/op.h), with the vm_op in place of the op.  The frame adds to every step: the backend's fault seam before it, one
- * event and one log line, and the bookkeeping of the operation resource. */
+ * (loop/op.h), with the vm_op in place of the op.  The frame adds to every step: the backend's fault seam before it,
+ * one event and one log line, and the bookkeeping of the operation resource. */
 #ifndef CORE_OPS_OPS_H
 #define CORE_OPS_OPS_H
 
@@ -32,50 +32,50 @@ struct vm_plan {
 
 struct vm_op {
     struct core *core;
-    struct live_vm *vm;      /* referenced */
-    struct operation *res;   /* referenced */
+    struct live_vm *vm;    /* referenced */
+    struct operation *res; /* referenced */
     const struct vm_plan *plan;
-    struct op *op;           /* NULL before the intent is durable, and while it waits for the VM */
+    struct op *op; /* NULL before the intent is durable, and while it waits for the VM */
     struct op_step steps[OPERATION_STEPS_MAX];
     struct backend_call call;
     enum { VM_OP_IDLE, VM_OP_HOOK, VM_OP_RUN, VM_OP_UNDO } phase;
-    bool calling;            /* the backend has not answered the call yet */
-    struct vm_op *next;      /* in the VM's queue */
-    struct timer *timer;     /* of the step that needs one */
+    bool calling;        /* the backend has not answered the call yet */
+    struct vm_op *next;  /* in the VM's queue */
+    struct timer *timer; /* of the step that needs one */
 
-    enum vm_state from;      /* when it began */
-    enum vm_state before;    /* the persist step's way back */
+    enum vm_state from;   /* when it began */
+    enum vm_state before; /* the persist step's way back */
     struct vm_failure failure;
-    bool persisted;          /* its end is durable and published */
-    bool parked;             /* the daemon leaves */
+    bool persisted; /* its end is durable and published */
+    bool parked;    /* the daemon leaves */
 
-    int64_t timeout_s;       /* stop, restart */
+    int64_t timeout_s; /* stop, restart */
     const char *method;
-    bool stop_asked;         /* an exit is what it wants */
-    bool started;            /* the start part was reached */
-    bool spawn_failed;       /* the process was the reason */
-    bool ended;              /* the process that was there when it began is gone */
+    bool stop_asked;   /* an exit is what it wants */
+    bool started;      /* the start part was reached */
+    bool spawn_failed; /* the process was the reason */
+    bool ended;        /* the process that was there when it began is gone */
     struct backend_exit end;
     char *end_tail;
     void (*on_exit)(struct vm_op *vo); /* the step that waits for the exit */
     void (*hurry)(struct vm_op *vo);   /* ends that wait */
     struct backend_call press_call;
     bool pressing, press_ending;
-    struct error cancelled;  /* asked for before it began to walk */
+    struct error cancelled; /* asked for before it began to walk */
     int64_t deadline_ms;
     char *key, *fingerprint; /* idempotency, until the intent is durable */
     bool ran;                /* its engine has walked */
 };
 
-extern const struct vm_plan vm_create_plan, vm_create_start_plan, vm_start_plan, vm_stop_plan, vm_kill_plan, vm_reset_plan,
-    vm_restart_plan, vm_suspend_plan, vm_resume_plan, vm_destroy_plan;
+extern const struct vm_plan vm_create_plan, vm_create_start_plan, vm_start_plan, vm_stop_plan, vm_kill_plan,
+    vm_reset_plan, vm_restart_plan, vm_suspend_plan, vm_resume_plan, vm_destroy_plan;
 const struct vm_plan *vm_plan_of(enum vm_verb verb);
 
-/* Begins an operation: the VM is held (or it queues behind the one that holds it when `queue`), the intent is written, and
- * when that is durable the engine walks.  The operation is returned at once, referenced by its vm_op; operation_watch
- * tells when it is durable.  `state_change`: the VM's row is written with the intent. */
-int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct core_request *req, const struct core_verb_args *args,
-                bool queue, struct operation **ret, struct error *err);
+/* Begins an operation: the VM is held (or it queues behind the one that holds it when `queue`), the intent is written,
+ * and when that is durable the engine walks.  The operation is returned at once, referenced by its vm_op;
+ * operation_watch tells when it is durable.  `state_change`: the VM's row is written with the intent. */
+int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct core_request *req,
+                const struct core_verb_args *args, bool queue, struct operation **ret, struct error *err);
 /* An operation that has nothing to do: it succeeds as soon as it is durable. */
 int vm_op_nothing(struct live_vm *vm, const struct core *core, const char *kind, const struct core_request *req,
                   struct operation **ret, struct error *err);
@@ -94,34 +94,44 @@ int vm_op_persist(struct vm_op *vo, enum vm_state to, const char *cause, bool de
 json_t *vm_op_finish_data(const struct operation *res);
 void vm_op_log_finish(const struct vm_op *vo);
 
-/* The steps shared by tables. */
+/* Steps that stand in several tables.  Of a start (vm_start.c): */
 int step_reserve(struct vm_op *vo, struct error *err);
 int step_prepare(struct vm_op *vo, struct error *err);
 int step_sweep(struct vm_op *vo, struct error *err);
 int step_spawn(struct vm_op *vo, struct error *err);
+int step_undo_spawn(struct vm_op *vo, struct error *err);
 int step_greet(struct vm_op *vo, struct error *err);
 int step_verify(struct vm_op *vo, struct error *err);
-int step_kill(struct vm_op *vo, struct error *err);
-int step_undo_spawn(struct vm_op *vo, struct error *err);
 int step_persist_running(struct vm_op *vo, struct error *err);
-int step_persist_stopped(struct vm_op *vo, struct error *err);
-int step_announce(struct vm_op *vo, struct error *err);
+/* Of a stop (vm_stop.c): */
 int step_press(struct vm_op *vo, struct error *err);
 int step_terminate(struct vm_op *vo, struct error *err);
 int step_stop_kill(struct vm_op *vo, struct error *err);
+int step_kill(struct vm_op *vo, struct error *err);
+int step_persist_stopped(struct vm_op *vo, struct error *err);
 bool step_ended(const struct vm_op *vo); /* the process is gone already */
-void step_stop_wait(struct vm_op *vo);
-/* What the VM is when the operation did not come to its end. */
+void step_stop_wait(struct vm_op *vo);   /* gives up waiting for the exit */
+/* The last of every table, and what the VM is when the operation did not come to its end (settle.c). */
+int step_announce(struct vm_op *vo, struct error *err);
 void vm_op_settle(struct vm_op *vo, bool cancelled);
 
-#define START_STEPS                                                                                                    \
-    {"prepare", step_prepare, .undo = step_sweep, .timeout_ms = 60000},                                                \
-        {"spawn", step_spawn, .undo = step_undo_spawn, .timeout_ms = 20000},                                           \
-        {"greet", step_greet, .timeout_ms = 20000}, {"verify", step_verify, .timeout_ms = 10000}
-#define STOP_STEPS                                                                                                     \
-    {"press", step_press, .timeout_ms = 3700000}, {"terminate", step_terminate, .timeout_ms = 20000, .skip = step_ended},                  \
-        {"kill", step_stop_kill, .timeout_ms = 20000, .skip = step_ended}
-#define END_STEPS(persist)                                                                                             \
-    {"persist", persist, .commit = true}, {"announce", step_announce}
+#define START_STEPS                                                          \
+    {"prepare", step_prepare, .undo = step_sweep, .timeout_ms = 60000},      \
+        {"spawn", step_spawn, .undo = step_undo_spawn, .timeout_ms = 20000}, \
+        {"greet", step_greet, .timeout_ms = 20000},                          \
+    {                                                                        \
+        "verify", step_verify, .timeout_ms = 10000                           \
+    }
+#define STOP_STEPS                                                              \
+    {"press", step_press, .timeout_ms = 3700000},                               \
+        {"terminate", step_terminate, .timeout_ms = 20000, .skip = step_ended}, \
+    {                                                                           \
+        "kill", step_stop_kill, .timeout_ms = 20000, .skip = step_ended         \
+    }
+#define END_STEPS(persist)                \
+    {"persist", persist, .commit = true}, \
+    {                                     \
+        "announce", step_announce         \
+    }
 
 #endif

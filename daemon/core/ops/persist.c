@@ -1,4 +1,5 @@
-/* persist.c - the commit step of every table: the VM in its new state and the operation's success become durable together.
+/* persist.c - the commit step of every table: the VM in its new state and the operation's success become durable
+ * together.
  *
  * Happy path: rendered, written, published; the VM is let go after the announcement.  Failure modes: the disk refuses:
  * all is as when the step began, the operation fails and is undone. */
@@ -77,7 +78,8 @@ int vm_op_persist(struct vm_op *vo, enum vm_state to, const char *cause, bool de
     change_state_event(ch, vm, vo->res, vo->before, cause);
     for (unsigned i = vo->res->step; i < vo->res->n_steps; i++) /* they follow at once and change nothing any more */
         change_event(ch, "operation.step", vm, vo->res, NULL,
-                     json_pack("{s:s,s:s,s:s,s:i}", "kind", vo->res->kind, "step", vo->res->steps[i].name, "state", "done", "ms", 0));
+                     json_pack("{s:s,s:s,s:s,s:i}", "kind", vo->res->kind, "step", vo->res->steps[i].name, "state",
+                               "done", "ms", 0));
     change_event(ch, "operation.finished", vm, vo->res, NULL, vm_op_finish_data(vo->res));
     change_commit(ch, persist_durable, vo);
     return OP_WAIT;

@@ -1,7 +1,8 @@
 /* vm_create.c - create a VM, and start it when asked.
  *
- * Happy path: reserve (ports, address), build (work directory, disk, seed), persist; or on through the steps of a start.
- * Failure modes: whatever fails, what was built is removed, the name and the ports are free again, and the id answers 410. */
+ * Happy path: reserve (ports, address), build (work directory, disk, seed), persist; or on through the steps of a
+ * start. Failure modes: whatever fails, what was built is removed, the name and the ports are free again, and the id
+ * answers 410. */
 #include "base/mem.h"
 #include "core/ops/ops.h"
 
@@ -39,4 +40,5 @@ static const struct vm_step create_start_steps[] = {
 };
 
 const struct vm_plan vm_create_plan = {"vm.create", VM_CREATE, create_steps, ARRAY_SIZE(create_steps), 600000};
-const struct vm_plan vm_create_start_plan = {"vm.create", VM_CREATE, create_start_steps, ARRAY_SIZE(create_start_steps), 600000};
+const struct vm_plan vm_create_start_plan = {"vm.create", VM_CREATE, create_start_steps, ARRAY_SIZE(create_start_steps),
+                                             600000};

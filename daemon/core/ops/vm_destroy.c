@@ -1,8 +1,8 @@
 /* vm_destroy.c - destroy a VM, from any state.
  *
- * Happy path: kill (whatever runs), remove (what it owns on disk), persist (a tombstone), announce (name and ports are free).
- * Failure modes: the process cannot be ended or a file not removed: the VM stays, stopped or as it was; destroy it again.
- * There is no undo: each step may be done twice. */
+ * Happy path: kill (whatever runs), remove (what it owns on disk), persist (a tombstone), announce (name and ports are
+ * free). Failure modes: the process cannot be ended or a file not removed: the VM stays, stopped or as it was; destroy
+ * it again. There is no undo: each step may be done twice. */
 #include "base/mem.h"
 #include "core/ops/ops.h"
 

@@ -1,9 +1,8 @@
 /* vm_op.c - the frame of an operation on a VM.
  *
- *   vm_op_begin ─► intent durable ─► engine walks the table ─► persist (durable, published, VM let go) ─► announce ─► freed
- *        │               │                   │ a step fails, times out, is cancelled, or the process dies
- *        │               │                   └─► undone ─► the VM settled ─► the failure durable, published ─► freed
- *        │               └─ disk full: refused, nothing happened
+ *   vm_op_begin ─► intent durable ─► engine walks the table ─► persist (durable, published, VM let go) ─► announce ─►
+ * freed │               │                   │ a step fails, times out, is cancelled, or the process dies │ │ └─► undone
+ * ─► the VM settled ─► the failure durable, published ─► freed │               └─ disk full: refused, nothing happened
  *        └─ busy: 409; kill and destroy cancel the holder and queue behind it
  */
 #include <stdio.h>
@@ -30,9 +29,9 @@ static void vm_op_free(struct vm_op *vo)
 const struct vm_plan *vm_plan_of(enum vm_verb verb)
 {
     static const struct vm_plan *const plans[VM_VERB_MAX] = {
-        [VM_CREATE] = &vm_create_plan,   [VM_START] = &vm_start_plan,     [VM_STOP] = &vm_stop_plan,
-        [VM_KILL] = &vm_kill_plan,       [VM_RESET] = &vm_reset_plan,     [VM_RESTART] = &vm_restart_plan,
-        [VM_SUSPEND] = &vm_suspend_plan, [VM_RESUME] = &vm_resume_plan,   [VM_DESTROY] = &vm_destroy_plan,
+        [VM_CREATE] = &vm_create_plan,   [VM_START] = &vm_start_plan,   [VM_STOP] = &vm_stop_plan,
+        [VM_KILL] = &vm_kill_plan,       [VM_RESET] = &vm_reset_plan,   [VM_RESTART] = &vm_restart_plan,
+        [VM_SUSPEND] = &vm_suspend_plan, [VM_RESUME] = &vm_resume_plan, [VM_DESTROY] = &vm_destroy_plan,
     };
 
     return plans[verb];
@@ -85,12 +84,13 @@ void vm_op_log_finish(const struct vm_op *vo)
     char ms[24];
 
     snprintf(ms, sizeof(ms), "%lld", (long long)(res->finished_at - res->created_at));
-    log_write(res->state == OPERATION_FAILED ? LOG_LEVEL_WARN : LOG_LEVEL_INFO, "operation finished", "operation", res->id, "kind", res->kind,
-              "vm", res->vm_name, "state", operation_state_text(res->state), "ms", ms, "error",
-              error_is_set(&res->error) ? res->error.message : "", "request_id", res->request_id, NULL);
+    log_write(res->state == OPERATION_FAILED ? LOG_LEVEL_WARN : LOG_LEVEL_INFO, "operation finished", "operation",
+              res->id, "kind", res->kind, "vm", res->vm_name, "state", operation_state_text(res->state), "ms", ms,
+              "error", error_is_set(&res->error) ? res->error.message : "", "request_id", res->request_id, NULL);
 }
 
-/* The failure is durable (or the disk refuses: then it is told all the same, and the row is settled at the next start). */
+/* The failure is durable (or the disk refuses: then it is told all the same, and the row is settled at the next start).
+ */
 static void failure_durable(void *arg, struct error *err)
 {
     struct vm_op *vo = arg;
@@ -172,12 +172,13 @@ static void step_changed(struct op *op, unsigned index, enum op_step_state state
     vo->res->step_begun = true;
     vo->res->cancellable = op_cancellable(op);
     vo->res->dirty = true;
-    LOG_DEBUG("step", "operation", vo->res->id, "kind", vo->res->kind, "vm", vo->res->vm_name, "step", s->name, "state", operation_step_text(s),
-              "error", err != NULL && error_is_set(err) ? err->message : NULL);
+    LOG_DEBUG("step", "operation", vo->res->id, "kind", vo->res->kind, "vm", vo->res->vm_name, "step", s->name, "state",
+              operation_step_text(s), "error", err != NULL && error_is_set(err) ? err->message : NULL);
     if (state == OP_STEP_UNDONE && err != NULL && error_is_set(err))
         LOG_WARN("undo failed", "operation", vo->res->id, "step", s->name, "error", err->message);
     change_lazy_event(vo->core, "operation.step", vo->vm, vo->res,
-                      json_pack("{s:s,s:s,s:s,s:I}", "kind", vo->res->kind, "step", s->name, "state", operation_step_text(s), "ms", (json_int_t)s->ms));
+                      json_pack("{s:s,s:s,s:s,s:I}", "kind", vo->res->kind, "step", s->name, "state",
+                                operation_step_text(s), "ms", (json_int_t)s->ms));
 }
 
 static const struct op_observer observer = {.step = step_changed, .finished = engine_finished};
@@ -221,7 +222,8 @@ static int engine_run(struct op *op, struct error *err)
 
     vo->op = op; /* the first step may run before op_start's caller has its result */
     if (step->run == step_spawn)
-        vo->spawn_failed = true; /* the process is the reason of what fails from now on, until its end is to be written */
+        vo->spawn_failed =
+            true; /* the process is the reason of what fails from now on, until its end is to be written */
     else if (step->commit)
         vo->spawn_failed = false;
     vo->call.done = call_done;
@@ -298,7 +300,8 @@ static void walk(struct vm_op *vo)
 
     vo->ran = true;
     vo->from = vm->vm.state;
-    vo->stop_asked = vo->plan->verb == VM_STOP || vo->plan->verb == VM_KILL || vo->plan->verb == VM_RESTART || vo->plan->verb == VM_DESTROY;
+    vo->stop_asked = vo->plan->verb == VM_STOP || vo->plan->verb == VM_KILL || vo->plan->verb == VM_RESTART ||
+                     vo->plan->verb == VM_DESTROY;
     if (vm->gone && vo->plan->verb == VM_DESTROY && !error_is_set(&vo->cancelled)) {
         already_destroyed(vo);
         return;
@@ -356,8 +359,12 @@ static void build_steps(struct vm_op *vo)
 {
     for (unsigned i = 0; i < vo->plan->n_steps; i++) {
         const struct vm_step *s = &vo->plan->steps[i];
-        vo->steps[i] = (struct op_step){.name = s->name, .run = engine_run, .undo = s->undo != NULL ? engine_undo : NULL,
-                                        .cancel = engine_cancel, .timeout_ms = s->timeout_ms, .commit = s->commit};
+        vo->steps[i] = (struct op_step){.name = s->name,
+                                        .run = engine_run,
+                                        .undo = s->undo != NULL ? engine_undo : NULL,
+                                        .cancel = engine_cancel,
+                                        .timeout_ms = s->timeout_ms,
+                                        .commit = s->commit};
         vo->res->steps[i].name = s->name;
     }
     vo->res->n_steps = vo->plan->n_steps;
@@ -374,7 +381,8 @@ static struct vm_op *vm_op_new(struct live_vm *vm, const struct vm_plan *plan, c
         error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
         return NULL;
     }
-    *vo = (struct vm_op){.core = vm->core, .vm = core_vm_ref(vm), .res = res, .plan = plan, .call.done = call_done, .timeout_s = -1};
+    *vo = (struct vm_op){
+        .core = vm->core, .vm = core_vm_ref(vm), .res = res, .plan = plan, .call.done = call_done, .timeout_s = -1};
     vo->deadline_ms = plan->deadline_ms;
     if (args != NULL)
         vo->timeout_s = args->timeout_s;
@@ -385,7 +393,8 @@ static struct vm_op *vm_op_new(struct live_vm *vm, const struct vm_plan *plan, c
     if (req != NULL && req->idempotency_key != NULL) {
         vo->key = mem_strdup(req->idempotency_key);
         vo->fingerprint = mem_strdup(req->fingerprint);
-        if (vo->key == NULL || vo->fingerprint == NULL || keys_add(vm->core, vo->key, vo->fingerprint, res->id, res->created_at) < 0) {
+        if (vo->key == NULL || vo->fingerprint == NULL ||
+            keys_add(vm->core, vo->key, vo->fingerprint, res->id, res->created_at) < 0) {
             vm_op_free(vo);
             error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
             return NULL;
@@ -411,7 +420,8 @@ static void write_intent(struct vm_op *vo, struct change *ch)
     if (vo->key != NULL)
         change_key(ch, vo->key, vo->fingerprint, vo->res->id, vo->res->created_at);
     change_event(ch, "operation.started", vm, vo->res, NULL, json_pack("{s:s}", "kind", vo->res->kind));
-    LOG_INFO("operation started", "operation", vo->res->id, "kind", vo->res->kind, "vm", vm->vm.name, "request_id", vo->res->request_id);
+    LOG_INFO("operation started", "operation", vo->res->id, "kind", vo->res->kind, "vm", vm->vm.name, "request_id",
+             vo->res->request_id);
     change_commit(ch, intent_durable, vo);
 }
 
@@ -421,7 +431,8 @@ static int busy_error(const struct live_vm *vm, struct error *err)
 
     error_set(err, ERR_VM_BUSY, "VM %s is held by operation %s (%s, %s)", vm->vm.name, holder->id, holder->kind,
               holder->step_begun ? holder->steps[holder->step].name : "beginning");
-    error_help(err, "wait for it with `vmctl ops show %s`, or cancel it with `vmctl ops cancel %s`", holder->id, holder->id);
+    error_help(err, "wait for it with `vmctl ops show %s`, or cancel it with `vmctl ops cancel %s`", holder->id,
+               holder->id);
     error_ctx_str(err, "vm", vm->vm.name);
     error_ctx_str(err, "operation", holder->id);
     error_ctx_str(err, "kind", holder->kind);
@@ -447,16 +458,16 @@ static void enqueue(struct vm_op *vo)
     while (*end != NULL)
         end = &(*end)->next;
     *end = vo;
-    if (let_go_soon(vm))
+    if (let_go_soon(vm) || vm->op->plan == vo->plan) /* a second kill or destroy waits for the first: they ask for the same */
         return;
     CLEANUP_ERROR struct error reason = ERROR_INIT;
-    error_set(&reason, ERR_OPERATION_CANCELLED, "%s of VM %s was cancelled: %s was asked for", vm->op->plan->kind, vm->vm.name,
-              vo->plan->kind);
+    error_set(&reason, ERR_OPERATION_CANCELLED, "%s of VM %s was cancelled: %s was asked for", vm->op->plan->kind,
+              vm->vm.name, vo->plan->kind);
     vm_op_cancel(vm->op, &reason);
 }
 
-int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct core_request *req, const struct core_verb_args *args,
-                bool queue, struct operation **ret, struct error *err)
+int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct core_request *req,
+                const struct core_verb_args *args, bool queue, struct operation **ret, struct error *err)
 {
     if ((!let_go_soon(vm) || vm->op_next != NULL) && !queue)
         return busy_error(vm, err);
@@ -510,8 +521,8 @@ void vm_op_exited(struct vm_op *vo, const struct backend_exit *end)
     if (vo->stop_asked || vo->op == NULL || vo->persisted)
         return;
     struct error reason = ERROR_INIT;
-    error_set(&reason, vo->started ? ERR_QEMU_SPAWN_FAILED : ERR_QEMU_QMP_COMMAND_FAILED, "VM %s ended during %s: %s", vo->vm->vm.name,
-              vo->plan->kind, end->detail);
+    error_set(&reason, vo->started ? ERR_QEMU_SPAWN_FAILED : ERR_QEMU_QMP_COMMAND_FAILED, "VM %s ended during %s: %s",
+              vo->vm->vm.name, vo->plan->kind, end->detail);
     if (vo->end_tail != NULL && *vo->end_tail != '\0')
         error_cause(&reason, "%s", vo->end_tail);
     op_cancel(vo->op, &reason);
@@ -555,11 +566,13 @@ int core_operation_cancel(struct core *core, struct operation *op, const char *r
     if (vo != NULL && vo->res != op)
         for (vo = vm->op_next; vo != NULL && vo->res != op;)
             vo = vo->next;
-    error_set(&reason, ERR_OPERATION_CANCELLED, "operation %s (%s of VM %s) was cancelled on request", op->id, op->kind, op->vm_name);
+    error_set(&reason, ERR_OPERATION_CANCELLED, "operation %s (%s of VM %s) was cancelled on request", op->id, op->kind,
+              op->vm_name);
     int rc = vo != NULL && vo->res == op ? vm_op_cancel(vo, &reason) : -1;
     error_done(&reason);
     if (rc < 0) {
-        error_set(err, ERR_OPERATION_NOT_CANCELLABLE, "operation %s (%s) has passed its point of no return", op->id, op->kind);
+        error_set(err, ERR_OPERATION_NOT_CANCELLABLE, "operation %s (%s) has passed its point of no return", op->id,
+                  op->kind);
         error_ctx_str(err, "operation", op->id);
     }
     return rc;

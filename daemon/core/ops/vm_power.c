@@ -1,7 +1,8 @@
 /* vm_power.c - what is asked of a VM that runs: reset, suspend, resume, restart.
  *
- * Happy path: one command to the backend, then persist.  Failure modes: the monitor refuses or stays mute: the VM stays as
- * it was, the operation says why; the process dies meanwhile: the operation fails and the VM is settled by how it ended. */
+ * Happy path: one command to the backend, then persist.  Failure modes: the monitor refuses or stays mute: the VM stays
+ * as it was, the operation says why; the process dies meanwhile: the operation fails and the VM is settled by how it
+ * ended. */
 #include "base/mem.h"
 #include "core/ops/ops.h"
 
@@ -64,16 +65,19 @@ static int restart_turn(struct vm_op *vo, struct error *err)
 {
     vo->stop_asked = false;
     vo->ended = false;
-    change_lazy_event(vo->core, "vm.state_changed", vo->vm, vo->res,
-                      json_pack("{s:s,s:s,s:s}", "from", vm_state_text(vo->vm->vm.state), "to", "stopped", "cause", vo->plan->kind));
+    change_lazy_event(
+        vo->core, "vm.state_changed", vo->vm, vo->res,
+        json_pack("{s:s,s:s,s:s}", "from", vm_state_text(vo->vm->vm.state), "to", "stopped", "cause", vo->plan->kind));
     vm_runtime_stopped(&vo->vm->vm.runtime);
     vo->vm->vm.state = VM_STOPPED;
     return step_reserve(vo, err);
 }
 
 static const struct vm_step reset_steps[] = {{"reset", power_reset, .timeout_ms = 15000}, END_STEPS(persist_reset)};
-static const struct vm_step suspend_steps[] = {{"suspend", power_suspend, .undo = undo_suspend, .timeout_ms = 15000}, END_STEPS(persist_suspended)};
-static const struct vm_step resume_steps[] = {{"resume", power_resume, .undo = undo_resume, .timeout_ms = 15000}, END_STEPS(persist_resumed)};
+static const struct vm_step suspend_steps[] = {{"suspend", power_suspend, .undo = undo_suspend, .timeout_ms = 15000},
+                                               END_STEPS(persist_suspended)};
+static const struct vm_step resume_steps[] = {{"resume", power_resume, .undo = undo_resume, .timeout_ms = 15000},
+                                              END_STEPS(persist_resumed)};
 static const struct vm_step restart_steps[] = {
     STOP_STEPS,
     {"reserve", restart_turn, .timeout_ms = 10000},
