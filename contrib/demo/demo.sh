@@ -115,7 +115,7 @@ cat >"$full/web.json" <<JSON
   "cloud_init": {"user_data": "#cloud-config\nhostname: web\nruncmd:\n  - echo \"hello from cloud-init on \$(hostname)\"\n"}}}
 JSON
 step "cat $dir/web.json"
-step "$curl -H 'Content-Type: application/json' -H 'Prefer: wait=60' -d @$dir/web.json http://vmmd/v1/vms; echo"
+step "$curl -H 'Content-Type: application/json' -H 'Prefer: wait=60' -d @$dir/web.json http://vmmd/v1/vms | cut -c -240"
 
 title "Start it, and wait until its console shows it is up"
 step "vmctl start web"
@@ -135,7 +135,7 @@ step "vmctl list"
 step "vmctl status web"
 
 title "Suspend, resume"
-step "$curl -X POST -H 'Prefer: wait=30' http://vmmd/v1/vms/web/suspend; echo"
+step "$curl -X POST -H 'Prefer: wait=30' http://vmmd/v1/vms/web/suspend | cut -c -240"
 step "vmctl list"
 step "vmctl resume web"
 step "vmctl wait web --for running"
