@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "core/internal.h"
+#include "model/json_text.h"
 
 enum { LAZY_MS = 50 };
 
@@ -83,25 +84,6 @@ void change_drop(struct change *ch)
     change_free(ch);
 }
 
-char *core_dump(json_t *json, size_t *ret_len)
-{
-    if (json == NULL)
-        return NULL;
-    size_t len = json_dumpb(json, NULL, 0, JSON_COMPACT);
-    char *text = len > 0 ? mem_alloc(len + 1) : NULL;
-    if (text != NULL && json_dumpb(json, text, len, JSON_COMPACT) != len) { /* it allocates a little itself */
-        mem_free(text);
-        text = NULL;
-    }
-    if (text != NULL) {
-        text[len] = '\0';
-        if (ret_len != NULL)
-            *ret_len = len;
-    }
-    json_decref(json);
-    return text;
-}
-
 void change_vm(struct change *ch, struct live_vm *vm, bool destroyed)
 {
     struct change_vm_doc *d = ch != NULL ? mem_zalloc(sizeof(*d)) : NULL;
@@ -114,8 +96,8 @@ void change_vm(struct change *ch, struct live_vm *vm, bool destroyed)
     }
     vm->vm.revision++;
     vm->vm.updated_at = clock_wall_ms();
-    d->doc = core_dump(vm_json(&vm->vm), &d->len);
-    CLEANUP_FREE char *private_doc = core_dump(vm_private_json(&vm->vm), NULL);
+    d->doc = json_text(vm_json(&vm->vm), 0, &d->len);
+    CLEANUP_FREE char *private_doc = json_text(vm_private_json(&vm->vm), 0, NULL);
     d->vm = core_vm_ref(vm);
     d->state = vm->vm.state;
     d->generation = vm->vm.generation;
@@ -210,10 +192,10 @@ void change_event(struct change *ch, const char *type, const struct live_vm *vm,
     }
     if (request_id == NULL && op != NULL)
         request_id = op->request_id;
-    e->doc = core_dump(json_pack("{s:I,s:s,s:s,s:o,s:o,s:o,s:o,s:o}", "id", (json_int_t)e->id, "type", type, "at", clock_text(now, at),
+    e->doc = json_text(json_pack("{s:I,s:s,s:s,s:o,s:o,s:o,s:o,s:o}", "id", (json_int_t)e->id, "type", type, "at", clock_text(now, at),
                                  "vm_id", text_or_null(vm != NULL ? e->vm_id : NULL), "vm_name", text_or_null(e->vm_name),
                                  "request_id", text_or_null(request_id), "operation_id", text_or_null(op != NULL ? op->id : NULL),
-                                 "data", data != NULL ? data : json_object()),
+                                 "data", data != NULL ? data : json_object()), 0,
                        NULL);
     *ch->events_end = e;
     ch->events_end = &e->next;

@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "base/str.h"
 #include "core/internal.h"
+#include "model/json_text.h"
 #include "core/ops/ops.h"
 
 enum { TRANSITIONS = 20, TAIL_LINES = 20 };
@@ -33,9 +34,8 @@ static void explain_finish(struct explain *e)
                             "exit_status", or_null(json_incref(json_object_get(failure, "exit_status"))), "signal",
                             or_null(json_incref(json_object_get(failure, "signal"))), "operation", or_null(e->operation), "stderr_tail",
                             or_null(e->stderr_tail), "console_tail", or_null(e->console_tail));
-    char *text = doc != NULL ? json_dumps(doc, JSON_COMPACT) : NULL;
+    char *text = json_text(doc, 0, NULL);
 
-    json_decref(doc);
     json_decref(vm);
     if (text == NULL)
         error_set(&err, ERR_DAEMON_OVERLOADED, "out of memory");

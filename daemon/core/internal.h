@@ -74,8 +74,6 @@ struct live_vm {
 
 /* A set of documents and events that become durable together.  NULL is accepted everywhere (memory was short). */
 struct change *change_new(struct core *core);
-/* The text of a document, which is released; NULL when it is NULL or memory is short (json_dumps may leave parts out then). */
-char *core_dump(json_t *json, size_t *ret_len);
 void change_drop(struct change *ch); /* one that is not wanted; NULL is fine */
 /* Raises the VM's revision and renders it. `destroyed` makes it a tombstone. */
 void change_vm(struct change *ch, struct live_vm *vm, bool destroyed);

@@ -10,6 +10,7 @@
 #include "base/problem.h"
 #include "base/str.h"
 #include "core/internal.h"
+#include "model/json_text.h"
 #include "model/fields.h"
 
 enum { ENDED_MAX = 1000 };
@@ -132,7 +133,7 @@ char *operation_render(const struct operation *op)
         return NULL;
     if (op->method != NULL)
         doc = field_set(doc, "method", json_string(op->method));
-    return core_dump(doc, NULL);
+    return json_text(doc, 0, NULL);
 }
 
 const char *operation_doc(struct operation *op)

@@ -20,6 +20,7 @@
 #include "base/mem.h"
 #include "base/problem.h"
 #include "core/internal.h"
+#include "model/json_text.h"
 #include "core/ops/ops.h"
 
 struct recovery;
@@ -139,7 +140,7 @@ static void put_leftover(struct change *ch, struct recovery *r, struct leftover 
         error_problem(&err, path != NULL ? path : "", "", &problem);
         json_object_set_new(l->doc, "error", json_loadb(problem.data, problem.len, 0, NULL));
     }
-    char *doc = core_dump(json_incref(l->doc), NULL);
+    char *doc = json_text(json_incref(l->doc), 0, NULL);
     change_leftover(ch, l->id, l->kind, l->vm_id, r->finished ? "succeeded" : "failed", doc, l->created_at, now);
     change_event(ch, "operation.finished", r->vm, NULL, NULL,
                  json_pack("{s:s,s:s,s:s}", "operation", l->id, "kind", l->kind, "state", r->finished ? "succeeded" : "failed"));
@@ -380,7 +381,7 @@ static void orphan(struct core *core, struct leftover *l)
 
     json_object_set_new(l->doc, "state", json_string("failed"));
     json_object_set_new(l->doc, "cancellable", json_false());
-    char *doc = core_dump(json_incref(l->doc), NULL);
+    char *doc = json_text(json_incref(l->doc), 0, NULL);
     change_leftover(ch, l->id, l->kind, l->vm_id, "failed", doc, l->created_at, clock_wall_ms());
     mem_free(doc);
     leftover_free(l);

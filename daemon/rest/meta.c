@@ -10,6 +10,7 @@
 #include "base/fd.h"
 #include "base/mem.h"
 #include "base/str.h"
+#include "model/json_text.h"
 #include "openapi_yaml.h"
 #include "rest/rest.h"
 
@@ -152,8 +153,7 @@ void rest_host(struct http_request *req, void *arg)
                             json_object_get(qemu, "accelerators"), "backends", backends, "qemu", qemu_json(qemu), "vhost_vsock", "available",
                             vsock, "reason", vsock ? "" : "/dev/vhost-vsock is not there or not accessible", "tools", tools_json(qemu), "limits",
                             limits_json(rest));
-    char *text = doc != NULL ? json_dumps(doc, JSON_COMPACT) : NULL;
-    json_decref(doc);
+    char *text = json_text(doc, 0, NULL);
     json_decref(qemu);
     if (text != NULL) {
         http_reply_json(req, 200, text);

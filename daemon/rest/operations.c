@@ -10,6 +10,7 @@
 #include "base/mem.h"
 #include "loop/timer.h"
 #include "model/fields.h"
+#include "model/json_text.h"
 #include "rest/rest.h"
 
 struct answer {
@@ -148,7 +149,7 @@ static void reply_stored(struct stored *s, const char *doc)
     json_t *error = json_object_get(op, "error");
 
     if (json_is_object(error)) {
-        char *text = json_dumps(error, JSON_COMPACT);
+        char *text = json_text(json_incref(error), 0, NULL);
         http_reply(s->req, (int)json_integer_value(json_object_get(error, "status")), "application/problem+json", text != NULL ? text : "",
                    text != NULL ? strlen(text) : 0);
         mem_free(text);

@@ -7,6 +7,7 @@
 #include "base/str.h"
 #include "model/digest.h"
 #include "model/fields.h"
+#include "model/json_text.h"
 #include "rest/rest.h"
 
 enum { JSON_DEPTH_MAX = 32 };
@@ -88,7 +89,7 @@ int rest_core_request(struct http_request *req, const json_t *body, struct core_
         if (key[i] < 0x21 || key[i] > 0x7e)
             return field_pointer_error(err, "/Idempotency-Key", "printable ASCII without spaces",
                                        "the Idempotency-Key must be printable ASCII without spaces");
-    char *text = body != NULL ? json_dumps(body, JSON_COMPACT | JSON_SORT_KEYS | JSON_ENCODE_ANY) : mem_strdup("{}");
+    char *text = body != NULL ? json_text(json_incref((json_t *)(uintptr_t)body), JSON_SORT_KEYS, NULL) : mem_strdup("{}");
     CLEANUP_FREE char *all = text != NULL ? mem_printf("%d %s %s", req->method, req->path, text) : NULL;
     mem_free(text);
     if (all == NULL)
