@@ -4,7 +4,10 @@
 #include <errno.h>
 #include <fnmatch.h>
 #include <stdlib.h>
+#include <pthread.h>
 #include <string.h>
+
+#include "base/uuid.h"
 
 size_t utf8_sequence(const char *s, size_t left)
 {
@@ -140,11 +143,57 @@ bool str_equal_const_time(const char *a, const char *b)
     return diff == 0;
 }
 
+/* SipHash-1-3: clients choose names and idempotency keys, and with a key they cannot know none of them collide by design. */
+
+static uint64_t rotate(uint64_t x, int bits)
+{
+    return x << bits | x >> (64 - bits);
+}
+
+static void sip_round(uint64_t v[4])
+{
+    v[0] += v[1];
+    v[1] = rotate(v[1], 13) ^ v[0];
+    v[0] = rotate(v[0], 32);
+    v[2] += v[3];
+    v[3] = rotate(v[3], 16) ^ v[2];
+    v[0] += v[3];
+    v[3] = rotate(v[3], 21) ^ v[0];
+    v[2] += v[1];
+    v[1] = rotate(v[1], 17) ^ v[2];
+    v[2] = rotate(v[2], 32);
+}
+
+static uint64_t hash_key[2];
+static pthread_once_t hash_key_once = PTHREAD_ONCE_INIT;
+
+static void hash_key_make(void)
+{
+    random_bytes(hash_key, sizeof(hash_key));
+}
+
 uint64_t str_hash(const char *s)
 {
-    uint64_t h = 0xcbf29ce484222325U;
+    pthread_once(&hash_key_once, hash_key_make);
 
-    for (; *s != '\0'; s++)
-        h = (h ^ (unsigned char)*s) * 0x100000001b3U;
-    return h;
+    size_t len = strlen(s), left = len;
+    uint64_t word = 0, v[4] = {hash_key[0] ^ 0x736f6d6570736575U, hash_key[1] ^ 0x646f72616e646f6dU, hash_key[0] ^ 0x6c7967656e657261U,
+                               hash_key[1] ^ 0x7465646279746573U};
+
+    for (; left >= sizeof(word); left -= sizeof(word), s += sizeof(word)) {
+        memcpy(&word, s, sizeof(word));
+        v[3] ^= word;
+        sip_round(v);
+        v[0] ^= word;
+    }
+    word = 0;
+    memcpy(&word, s, left);
+    word |= (uint64_t)len << 56;
+    v[3] ^= word;
+    sip_round(v);
+    v[0] ^= word;
+    v[2] ^= 0xff;
+    for (int i = 0; i < 3; i++)
+        sip_round(v);
+    return v[0] ^ v[1] ^ v[2] ^ v[3];
 }

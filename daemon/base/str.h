@@ -20,6 +20,6 @@ const char *str_nearest(const char *s, const char *const *candidates);
 void str_hex(const void *data, size_t len, char *out);
 /* Compares in time that depends on the lengths only. */
 bool str_equal_const_time(const char *a, const char *b);
-uint64_t str_hash(const char *s); /* FNV-1a; for tables in memory, not for hostile keys */
+uint64_t str_hash(const char *s); /* SipHash-1-3, keyed anew by each process: for tables in memory, hostile keys too */
 
 #endif
