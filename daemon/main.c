@@ -447,8 +447,12 @@ static void take_down(struct daemon *d)
     http_server_free(d->server);
     timer_free(d->watchdog);
     timer_free(d->alive);
-    if (d->store != NULL)
+    if (d->core != NULL)
+        core_abandon(d->core);
+    if (d->store != NULL) { /* what was written is told, so that who waits for it lets go */
+        store_drain(d->store);
         store_close(d->store);
+    }
     core_free(d->core);
     for (size_t i = 0; i < ARRAY_SIZE(d->backends); i++)
         if (d->backends[i] != NULL)

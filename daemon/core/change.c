@@ -110,7 +110,7 @@ void change_vm(struct change *ch, struct live_vm *vm, bool destroyed)
         return;
     }
     struct store_vm_row row = {.id = uuid_text(&vm->vm.id, id), .name = vm->vm.name, .doc = d->doc, .private_doc = private_doc,
-                               .destroyed_at = destroyed ? vm->vm.updated_at : 0};
+                               .destroyed_at = destroyed || vm->vm.state == VM_DESTROYED ? vm->vm.updated_at : 0};
     store_put_vm(ch->tx, &row);
 }
 

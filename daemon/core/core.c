@@ -80,6 +80,10 @@ void core_free(struct core *core)
 {
     if (core == NULL)
         return;
+    loop_revoke(core->loop, &core->idle_task);
+    vm_ops_park(core);
+    vm_ops_drop(core);
+    recoveries_drop(core);
     change_drop(core->lazy);
     events_free(core);
     operations_free(core);
@@ -455,6 +459,11 @@ int core_vm_patch(struct core *core, const struct core_request *req, const char 
 
     if (vm == NULL || stopping_error(core, err) < 0 || check_etag(vm, if_match, err) < 0 || fields_open(&f, patch, "", names, err) < 0)
         return -1;
+    if (vm->vm.state == VM_DESTROYED) { /* on its way to the store */
+        error_set(err, ERR_LIFECYCLE_DESTROYED, "VM %s was destroyed", vm->vm.name);
+        error_ctx_str(err, "vm", vm->vm.name);
+        return -1;
+    }
     if (vm->vm.state == VM_DESTROYED) /* its tombstone is being written */
         return error_set(err, ERR_LIFECYCLE_DESTROYED, "VM %s is being destroyed", vm->vm.name);
     bool has_labels = json_object_get(patch, "labels") != NULL, has_spec = json_object_get(patch, "spec") != NULL;
@@ -525,13 +534,17 @@ static void park_all(void *arg)
 {
     struct core *core = arg;
 
-    for (size_t i = 0; i < core->n_vms; i++) {
-        struct live_vm *vm = core->by_order[i];
-        for (struct vm_op *vo = vm->op; vo != NULL; vo = NULL)
-            vm_op_park(vo);
-    }
-    core->n_running = 0;
+    vm_ops_park(core);
     core_check_idle(core);
+}
+
+void core_abandon(struct core *core)
+{
+    core->stopping = true;
+    core->stopped = NULL;
+    core->recovered = NULL;
+    vm_ops_park(core);
+    change_flush_lazy(core);
 }
 
 void core_shutdown(struct core *core, int64_t grace_ms, void (*done)(void *arg), void *arg)

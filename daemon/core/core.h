@@ -41,6 +41,8 @@ struct core *core_new(struct loop *loop, struct store *store, struct backend *co
 int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct error *err);
 /* No new changes (503); operations under way are finished or parked (their rows say what to do); done(arg) then. */
 void core_shutdown(struct core *core, int64_t grace_ms, void (*done)(void *arg), void *arg);
+/* Before core_free where a shutdown was not waited for: all stands still, and what the store tells from now on only lets go. */
+void core_abandon(struct core *core);
 void core_free(struct core *core);
 /* For the store's wake: dispatches what became durable. */
 void core_store_ready(struct core *core);
@@ -174,8 +176,12 @@ struct log_follow *core_log_follow(struct live_vm *vm, enum backend_log which, i
                                    void (*fn)(void *arg, const struct core_log_chunk *chunk), void *arg, struct error *err);
 void log_follow_more(struct log_follow *f);
 void log_follow_end(struct log_follow *f); /* NULL is fine; from fn too */
-/* Gathers the answer of GET explain; done once with the document (mem_free is the caller's) or an error. */
-int core_vm_explain(struct live_vm *vm, void (*done)(void *arg, char *json, struct error *err), void *arg, struct error *err);
+/* Gathers the answer of GET explain; done once with the document (mem_free is the caller's) or an error, unless
+ * core_explain_cancel comes first.  *ret is set before anything is told. */
+struct explain;
+int core_vm_explain(struct live_vm *vm, void (*done)(void *arg, char *json, struct error *err), void *arg, struct explain **ret,
+                    struct error *err);
+void core_explain_cancel(struct explain *e); /* not after done */
 
 struct loop *core_loop(struct core *core);
 bool core_stopping(const struct core *core);

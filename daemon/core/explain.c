@@ -15,6 +15,8 @@ struct explain {
     struct live_vm *vm;
     json_t *transitions, *operation, *stderr_tail, *console_tail;
     char id[UUID_TEXT_MAX];
+    struct store_read *read; /* one of the two is under way */
+    struct log_read *log;
     void (*done)(void *arg, char *json, struct error *err);
     void *arg;
 };
@@ -22,6 +24,18 @@ struct explain {
 static json_t *or_null(json_t *v)
 {
     return v != NULL ? v : json_null();
+}
+
+void core_explain_cancel(struct explain *e)
+{
+    store_read_cancel(e->read);
+    if (e->log != NULL)
+        log_read_cancel(e->log);
+    json_decref(e->transitions);
+    json_decref(e->operation);
+    json_decref(e->stderr_tail);
+    core_vm_unref(e->vm);
+    mem_free(e);
 }
 
 static void explain_finish(struct explain *e)
@@ -80,7 +94,8 @@ static void got_stderr(void *arg, const struct core_log_chunk *chunk, struct err
     (void)err;
     if (chunk != NULL && chunk->len > 0)
         e->stderr_tail = text_json(chunk->data, chunk->len);
-    if (core_log_read(e->vm, BACKEND_LOG_CONSOLE, TAIL_LINES, 0, 65536, got_console, e, &own) == NULL)
+    e->log = core_log_read(e->vm, BACKEND_LOG_CONSOLE, TAIL_LINES, 0, 65536, got_console, e, &own);
+    if (e->log == NULL)
         explain_finish(e);
 }
 
@@ -88,7 +103,9 @@ static void read_stderr(struct explain *e)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
 
-    if (core_log_read(e->vm, BACKEND_LOG_VMM, TAIL_LINES, 0, 65536, got_stderr, e, &err) == NULL)
+    e->read = NULL;
+    e->log = core_log_read(e->vm, BACKEND_LOG_VMM, TAIL_LINES, 0, 65536, got_stderr, e, &err);
+    if (e->log == NULL)
         explain_finish(e);
 }
 
@@ -113,7 +130,8 @@ static void read_operation(struct explain *e)
         read_stderr(e);
         return;
     }
-    if (store_read_operations(e->vm->core->store, NULL, NULL, e->id, 1, operation_row, operations_read, e) == NULL)
+    e->read = store_read_operations(e->vm->core->store, NULL, NULL, e->id, 1, operation_row, operations_read, e);
+    if (e->read == NULL)
         read_stderr(e);
 }
 
@@ -136,7 +154,8 @@ static void events_read(void *arg, struct error *err)
     read_operation(arg);
 }
 
-int core_vm_explain(struct live_vm *vm, void (*done)(void *arg, char *json, struct error *err), void *arg, struct error *err)
+int core_vm_explain(struct live_vm *vm, void (*done)(void *arg, char *json, struct error *err), void *arg, struct explain **ret,
+                    struct error *err)
 {
     struct explain *e = mem_zalloc(sizeof(*e));
 
@@ -145,7 +164,9 @@ int core_vm_explain(struct live_vm *vm, void (*done)(void *arg, char *json, stru
     *e = (struct explain){.vm = core_vm_ref(vm), .transitions = json_array(), .done = done, .arg = arg};
     uuid_text(&vm->vm.id, e->id);
     change_flush_lazy(vm->core);
-    if (store_read_events(vm->core->store, 0, e->id, "vm.state_changed", true, TRANSITIONS, event_row, events_read, e) == NULL)
+    *ret = e;
+    e->read = store_read_events(vm->core->store, 0, e->id, "vm.state_changed", true, TRANSITIONS, event_row, events_read, e);
+    if (e->read == NULL)
         read_operation(e);
     return 0;
 }

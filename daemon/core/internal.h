@@ -26,6 +26,8 @@ struct core {
     struct table operations;    /* those under way, and the newest that ended */
     struct operation *ended_first, *ended_last; /* in order of their end */
     unsigned n_ended, n_running;
+    struct vm_op *vm_ops;       /* all of them: under way, queued, or waiting for the store */
+    struct recovery *recoveries;
     struct table keys;
 
     int64_t event_next;   /* id of the next event */
@@ -38,6 +40,7 @@ struct core {
     struct timer *prune_timer;
 
     bool stopping;
+    bool parked;        /* operations stand still for good: none begins or goes on */
     unsigned n_changes; /* not yet durable */
     void (*stopped)(void *arg);
     void *stopped_arg;
@@ -105,7 +108,9 @@ void core_prune(struct core *core);
 struct live_vm *registry_add(struct core *core, struct vm *vm /* moved */, struct backend *be, struct error *err);
 struct live_vm *registry_by_name(struct core *core, const char *name); /* also one not published yet; NULL: none */
 struct live_vm *registry_by_id(struct core *core, const char *text);
-void vm_ops_drop(struct live_vm *vm); /* frees parked operations */
+void vm_ops_park(struct core *core); /* gives up all operations where they stand */
+void vm_ops_drop(struct core *core); /* frees what was parked */
+void recoveries_drop(struct core *core);
 void registry_remove(struct live_vm *vm); /* its name is free, its id a tombstone */
 int tombstone_add(struct core *core, const struct uuid *id, const char *name, int64_t at);
 const char *tombstone_find(struct core *core, const struct uuid *id); /* its name or NULL */

@@ -36,6 +36,7 @@ struct leftover {
 
 struct recovery {
     struct core *core;
+    struct recovery *next, **at; /* in the core's list */
     struct live_vm *vm;
     struct leftover *left; /* NULL: none held it */
     struct backend_adoption found;
@@ -118,20 +119,38 @@ static int load_leftover(void *arg, const struct store_operation_row *row, struc
 
 /* --- the end of one --- */
 
-static void put_leftover(struct change *ch, struct recovery *r, struct leftover *l)
+static void end_doc(struct leftover *l, bool finished, int64_t now)
 {
-    CLEANUP_ERROR struct error err = ERROR_INIT;
-    CLEANUP_BUF struct buf problem = BUF_INIT(65536);
     char at[CLOCK_TEXT_MAX];
-    int64_t now = clock_wall_ms();
-    const char *name = r->vm->vm.name;
 
-    json_object_set_new(l->doc, "state", json_string(r->finished ? "succeeded" : "failed"));
+    json_object_set_new(l->doc, "state", json_string(finished ? "succeeded" : "failed"));
     json_object_set_new(l->doc, "step", json_null());
     json_object_set_new(l->doc, "cancellable", json_false());
     json_object_set_new(l->doc, "finished_at", json_string(clock_text(now, at)));
-    if (r->finished) {
+}
+
+static void put_interrupted(struct leftover *l, const char *name, const char *undone)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    CLEANUP_BUF struct buf problem = BUF_INIT(65536);
+    CLEANUP_FREE char *path = mem_printf("/v1/vms/%s", name);
+
+    error_set(&err, ERR_OPERATION_INTERRUPTED, "%s of VM %s was interrupted: vmmd stopped; %s", l->kind, name, undone);
+    error_ctx_str(&err, "vm", name);
+    error_ctx_str(&err, "rolled_back", undone);
+    error_problem(&err, path != NULL ? path : "", "", &problem);
+    json_object_set_new(l->doc, "error", json_loadb(problem.data, problem.len, 0, NULL));
+}
+
+static void put_leftover(struct change *ch, struct recovery *r, struct leftover *l)
+{
+    int64_t now = clock_wall_ms();
+    const char *name = r->vm->vm.name;
+
+    end_doc(l, r->finished, now);
+    if (r->finished)
         json_object_set_new(l->doc, "result", vm_json(&r->vm->vm));
+<<<<<<< Updated upstream
     } else {
         CLEANUP_FREE char *path = mem_printf("/v1/vms/%s", name);
         error_set(&err, ERR_OPERATION_INTERRUPTED, "%s of VM %s was interrupted: vmmd stopped; %s", l->kind, name, r->undone);
@@ -141,6 +160,11 @@ static void put_leftover(struct change *ch, struct recovery *r, struct leftover 
         json_object_set_new(l->doc, "error", json_loadb(problem.data, problem.len, 0, NULL));
     }
     char *doc = json_text(json_incref(l->doc), 0, NULL);
+=======
+    else
+        put_interrupted(l, name, r->undone);
+    char *doc = core_dump(json_incref(l->doc), NULL);
+>>>>>>> Stashed changes
     change_leftover(ch, l->id, l->kind, l->vm_id, r->finished ? "succeeded" : "failed", doc, l->created_at, now);
     change_event(ch, "operation.finished", r->vm, NULL, NULL,
                  json_pack("{s:s,s:s,s:s}", "operation", l->id, "kind", l->kind, "state", r->finished ? "succeeded" : "failed"));
@@ -150,10 +174,29 @@ static void put_leftover(struct change *ch, struct recovery *r, struct leftover 
         keys_forget_operation(r->core, ch, l->id);
 }
 
+static void recovery_unlink(struct recovery *r)
+{
+    *r->at = r->next;
+    if (r->next != NULL)
+        r->next->at = r->at;
+}
+
+void recoveries_drop(struct core *core)
+{
+    for (struct recovery *r; (r = core->recoveries) != NULL;) {
+        recovery_unlink(r);
+        live_vm_detach(r->vm); /* silences its call */
+        core_vm_unref(r->vm);
+        leftover_free(r->left);
+        mem_free(r);
+    }
+}
+
 static void recovery_free(struct recovery *r)
 {
     struct core *core = r->core;
 
+    recovery_unlink(r);
     r->vm->settling = false;
     if (r->vm->op == NULL && r->vm->vm.state != VM_RUNNING && r->vm->vm.state != VM_SUSPENDED)
         live_vm_detach(r->vm);
@@ -364,7 +407,11 @@ static int recover_vm(struct core *core, struct live_vm *vm, struct leftover *le
         leftover_free(left);
         return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
     }
-    *r = (struct recovery){.core = core, .vm = core_vm_ref(vm), .left = left, .call.done = adopted, .undone = ""};
+    *r = (struct recovery){.core = core, .vm = core_vm_ref(vm), .left = left, .call.done = adopted, .undone = "",
+                            .next = core->recoveries, .at = &core->recoveries};
+    if (r->next != NULL)
+        r->next->at = &r->next;
+    core->recoveries = r;
     vm->settling = true;
     core->recovering++;
     CLEANUP_ERROR struct error own = ERROR_INIT;
@@ -374,23 +421,42 @@ static int recover_vm(struct core *core, struct live_vm *vm, struct leftover *le
     return 0;
 }
 
-/* An operation whose VM is gone for good: nothing to settle but its row. */
+/* An operation whose VM is gone for good, or that another one was to follow: nothing to settle but its row. */
 static void orphan(struct core *core, struct leftover *l)
 {
+    const char *name = json_string_value(json_object_get(json_object_get(l->doc, "target"), "vm_name"));
     struct change *ch = change_new(core);
+    int64_t now = clock_wall_ms();
 
+<<<<<<< Updated upstream
     json_object_set_new(l->doc, "state", json_string("failed"));
     json_object_set_new(l->doc, "cancellable", json_false());
     char *doc = json_text(json_incref(l->doc), 0, NULL);
     change_leftover(ch, l->id, l->kind, l->vm_id, "failed", doc, l->created_at, clock_wall_ms());
+=======
+    end_doc(l, false, now);
+    put_interrupted(l, name != NULL ? name : l->vm_id, "a later operation settles the VM, or it is gone");
+    char *doc = core_dump(json_incref(l->doc), NULL);
+    change_leftover(ch, l->id, l->kind, l->vm_id, "failed", doc, l->created_at, now);
+>>>>>>> Stashed changes
     mem_free(doc);
+    keys_forget_operation(core, ch, l->id);
     leftover_free(l);
     change_commit(ch, NULL, NULL);
+}
+
+static void leftovers_free(struct leftover *l)
+{
+    for (struct leftover *next; l != NULL; l = next) {
+        next = l->next;
+        leftover_free(l);
+    }
 }
 
 int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct error *err)
 {
     struct leftover *left = NULL;
+    struct live_vm *seen = NULL;
     int64_t newest = 0;
 
     core->recovered = done;
@@ -399,11 +465,7 @@ int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct e
     if (store_load_vms(core->store, load_vm, core, err) < 0 || store_load_keys(core->store, load_key, core, err) < 0 ||
         store_event_range(core->store, &core->event_oldest, &newest, err) < 0 ||
         store_load_operations(core->store, load_leftover, &left, err) < 0) {
-        while (left != NULL) {
-            struct leftover *next = left->next;
-            leftover_free(left);
-            left = next;
-        }
+        leftovers_free(left);
         return -1;
     }
     core->event_newest = newest;
@@ -412,13 +474,15 @@ int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct e
     for (struct leftover *l = left, *next; l != NULL; l = next) {
         next = l->next;
         struct live_vm *vm = registry_by_id(core, l->vm_id);
-        if (vm == NULL || vm->settling)
+        if (vm == NULL || vm->settling) {
             orphan(core, l);
-        else if (recover_vm(core, vm, l, err) < 0)
+        } else if (recover_vm(core, vm, l, err) < 0) {
+            leftovers_free(next);
             return -1;
+        }
     }
-    for (size_t i = 0; i < core->n_vms; i++) {
-        struct live_vm *vm = core->by_order[i];
+    for (size_t i = 0; i < core->n_vms; i += i < core->n_vms && core->by_order[i] == seen) { /* one may be removed at once */
+        struct live_vm *vm = seen = core->by_order[i];
         bool ran = vm->vm.state == VM_RUNNING || vm->vm.state == VM_SUSPENDED || vm->vm.state == VM_PREPARING || vm->vm.has_operation;
         if (ran && !vm->settling && recover_vm(core, vm, NULL, err) < 0)
             return -1;

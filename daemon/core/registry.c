@@ -105,7 +105,7 @@ void registry_remove(struct live_vm *vm)
     core->n_vms--;
     table_remove(&core->by_id, &vm->id_node);
     table_remove(&core->by_name, &vm->name_node);
-    if (tombstone_add(core, &vm->vm.id, vm->vm.name, vm->vm.updated_at) < 0)
+    if (vm->visible && tombstone_add(core, &vm->vm.id, vm->vm.name, vm->vm.updated_at) < 0)
         LOG_WARN("no memory for a destroyed VM's id: it will answer 404 until the next start", "vm", vm->vm.name);
     core_vm_unref(vm);
 }
@@ -310,7 +310,6 @@ void registry_free(struct core *core)
 {
     for (size_t i = 0; i < core->n_vms; i++) {
         live_vm_detach(core->by_order[i]);
-        vm_ops_drop(core->by_order[i]);
         core_vm_unref(core->by_order[i]);
     }
     core->n_vms = 0;

@@ -120,8 +120,13 @@ void rest_answer_operation(struct rest *rest, struct http_request *req, struct o
     if (replayed)
         http_add_header(req, "Idempotency-Replayed", "true");
     a->watch = operation_watch(op, false, durable, a);
-    if (a->watch == NULL)
-        answer_now(a);
+    if (a->watch == NULL) { /* nothing may be acknowledged that is not durable */
+        CLEANUP_ERROR struct error err = ERROR_INIT;
+        error_set(&err, ERR_DAEMON_OVERLOADED, "out of memory");
+        http_on_gone(req, NULL, NULL);
+        http_reply_error(req, &err);
+        answer_free(a);
+    }
 }
 
 /* --- operations of the store: they have ended --- */

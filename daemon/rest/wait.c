@@ -94,7 +94,8 @@ refuse:
 /* --- explain --- */
 
 struct explaining {
-    struct http_request *req; /* NULL: the client left */
+    struct http_request *req;
+    struct explain *job;
 };
 
 static void explain_left(void *arg, struct http_request *req)
@@ -102,20 +103,19 @@ static void explain_left(void *arg, struct http_request *req)
     struct explaining *e = arg;
 
     (void)req;
-    e->req = NULL;
+    core_explain_cancel(e->job);
+    mem_free(e);
 }
 
 static void explained(void *arg, char *json, struct error *err)
 {
     struct explaining *e = arg;
 
-    if (e->req != NULL) {
-        http_on_gone(e->req, NULL, NULL);
-        if (json == NULL)
-            http_reply_error(e->req, err);
-        else
-            http_reply_json(e->req, 200, json);
-    }
+    http_on_gone(e->req, NULL, NULL);
+    if (json == NULL)
+        http_reply_error(e->req, err);
+    else
+        http_reply_json(e->req, 200, json);
     mem_free(json);
     mem_free(e);
 }
@@ -132,7 +132,7 @@ void rest_vm_explain(struct http_request *req, void *arg)
     if (e != NULL) {
         e->req = req;
         http_on_gone(req, explain_left, e);
-        if (core_vm_explain(vm, explained, e, &err) == 0)
+        if (core_vm_explain(vm, explained, e, &e->job, &err) == 0)
             return;
         http_on_gone(req, NULL, NULL);
         mem_free(e);

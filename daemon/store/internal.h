@@ -100,6 +100,7 @@ struct store {
     pthread_t thread;
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t wanted;
+    pthread_cond_t idle; /* nothing is queued any more */
     struct store_list queue, finished;
     bool stopping;
     struct store_stats stats;

@@ -13,6 +13,8 @@
 #include "base/mem.h"
 #include "store/internal.h"
 
+enum { DRAIN_TURNS = 1000 }; /* a callback that queues for ever does not keep the daemon for ever */
+
 static int start_writer(struct store *store, struct error *err)
 {
     sigset_t all, before;
@@ -51,10 +53,12 @@ int store_open(const char *dir, void (*wake)(void *arg), void *arg, struct store
         return -1;
     pthread_mutex_init(&store->lock, NULL);
     pthread_cond_init(&store->wanted, NULL);
+    pthread_cond_init(&store->idle, NULL);
     if (store_migrate(store->db, store->path, err) < 0 || store_tx_prepare(store, err) < 0 ||
         store_read_prepare(store, err) < 0 || start_writer(store, err) < 0) {
         close_db(store);
         pthread_cond_destroy(&store->wanted);
+        pthread_cond_destroy(&store->idle);
         pthread_mutex_destroy(&store->lock);
         return -1;
     }
@@ -86,6 +90,7 @@ void store_close(struct store *store)
     drop_all(&store->ready);
     drop_all(&store->finished);
     pthread_cond_destroy(&store->wanted);
+    pthread_cond_destroy(&store->idle);
     pthread_mutex_destroy(&store->lock);
     mem_free(store);
 }
@@ -106,6 +111,20 @@ void store_dispatch(struct store *store)
         else
             store_tx_deliver(CONTAINER_OF(item, struct store_tx, item));
     store->dispatching = false;
+}
+
+void store_drain(struct store *store)
+{
+    for (int turn = 0; turn < DRAIN_TURNS; turn++) {
+        pthread_mutex_lock(&store->lock);
+        while (store->stats.queued > 0)
+            pthread_cond_wait(&store->idle, &store->lock);
+        bool nothing = store->finished.head == NULL;
+        pthread_mutex_unlock(&store->lock);
+        if (nothing && store->ready.head == NULL)
+            return;
+        store_dispatch(store);
+    }
 }
 
 static struct store_tx *spare_tx(struct store *store)

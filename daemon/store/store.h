@@ -27,6 +27,9 @@ struct store_tx;
 int store_open(const char *dir, void (*wake)(void *arg), void *arg, struct store **ret, struct error *err);
 /* Writes what is queued, stops the thread, closes.  Transactions' done callbacks not yet dispatched are dropped. */
 void store_close(struct store *store);
+/* Waits until all that is queued is written or read and tells it, and so on with what its callbacks queue.  Blocking: only when
+ * the loop no longer runs. */
+void store_drain(struct store *store);
 /* Calls the done callbacks of finished transactions and reads, in order.  For the loop, after wake. */
 void store_dispatch(struct store *store);
 /* vmmd --check: integrity_check, foreign keys, schema version, every document parses, counts.  Prints findings by `say`;

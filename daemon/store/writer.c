@@ -176,6 +176,8 @@ static void hand_over(struct store *store, struct store_list *done, unsigned cou
     bool wake = store->finished.head == NULL && !store->stopping;
     store_list_move(&store->finished, done);
     store->stats.queued -= count;
+    if (store->stats.queued == 0)
+        pthread_cond_signal(&store->idle);
     pthread_mutex_unlock(&store->lock);
     if (wake && store->wake != NULL)
         store->wake(store->wake_arg);

@@ -15,6 +15,11 @@
 
 static void vm_op_free(struct vm_op *vo)
 {
+    if (vo->all_at != NULL) {
+        *vo->all_at = vo->all_next;
+        if (vo->all_next != NULL)
+            vo->all_next->all_at = vo->all_at;
+    }
     timer_free(vo->timer);
     error_done(&vo->cancelled);
     vm_failure_done(&vo->failure);
@@ -45,7 +50,7 @@ static void begin_next(struct live_vm *vm)
 {
     struct vm_op *next = vm->op_next;
 
-    if (next == NULL || vm->op != NULL)
+    if (next == NULL || vm->op != NULL || vm->core->parked)
         return;
     vm->op_next = next->next;
     next->next = NULL;
@@ -338,7 +343,8 @@ static void intent_durable(void *arg, struct error *err)
     operation_refused(vo->res, err);
     if (vo->key != NULL)
         keys_remove(vo->core, vo->key);
-    vm->vm.has_operation = false;
+    if (vm->vm.has_operation && uuid_equal(&vm->vm.operation, &vo->res->uuid))
+        vm->vm.has_operation = false;
     if (vo->plan->verb == VM_CREATE) {
         alloc_release(vm);
         registry_remove(vm);
@@ -381,8 +387,17 @@ static struct vm_op *vm_op_new(struct live_vm *vm, const struct vm_plan *plan, c
         error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
         return NULL;
     }
+<<<<<<< Updated upstream
     *vo = (struct vm_op){
         .core = vm->core, .vm = core_vm_ref(vm), .res = res, .plan = plan, .call.done = call_done, .timeout_s = -1};
+=======
+    *vo = (struct vm_op){.core = vm->core, .vm = core_vm_ref(vm), .res = res, .plan = plan, .call.done = call_done, .timeout_s = -1};
+    vo->all_next = vm->core->vm_ops;
+    vo->all_at = &vm->core->vm_ops;
+    if (vo->all_next != NULL)
+        vo->all_next->all_at = &vo->all_next;
+    vm->core->vm_ops = vo;
+>>>>>>> Stashed changes
     vo->deadline_ms = plan->deadline_ms;
     if (args != NULL)
         vo->timeout_s = args->timeout_s;
@@ -403,11 +418,16 @@ static struct vm_op *vm_op_new(struct live_vm *vm, const struct vm_plan *plan, c
     return vo;
 }
 
+static bool let_go_soon(const struct live_vm *vm)
+{
+    return vm->op == NULL || vm->op->persisted;
+}
+
 static void write_intent(struct vm_op *vo, struct change *ch)
 {
     struct live_vm *vm = vo->vm;
 
-    if (vm->op == vo) {
+    if (vm->op == vo || (let_go_soon(vm) && vm->op_next == vo)) {
         vm->vm.has_operation = true;
         vm->vm.operation = vo->res->uuid;
         change_vm(ch, vm, false);
@@ -439,15 +459,10 @@ static int busy_error(const struct live_vm *vm, struct error *err)
     return -1;
 }
 
-static bool let_go_soon(const struct live_vm *vm)
-{
-    return vm->op == NULL || vm->op->persisted;
-}
-
-/* One call at a time is under way at the backend. */
+/* Not even by one that has only its announcement before it: one call at a time is under way at the backend. */
 static bool free_now(const struct live_vm *vm)
 {
-    return vm->op_next == NULL && (vm->op == NULL || (vm->op->persisted && !vm->op->calling));
+    return vm->op == NULL && vm->op_next == NULL;
 }
 
 static void enqueue(struct vm_op *vo)
@@ -485,7 +500,7 @@ int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct cor
     vm->core->n_running++;
     if (free_now(vm)) {
         vo->res->state = OPERATION_RUNNING;
-        vm->op = vo; /* one that has only its announcement before it lets go by itself */
+        vm->op = vo;
     } else {
         enqueue(vo);
     }
@@ -538,17 +553,22 @@ void vm_op_park(struct vm_op *vo)
     vo->op = NULL;
 }
 
-void vm_ops_drop(struct live_vm *vm)
+void vm_ops_park(struct core *core)
 {
-    while (vm->op != NULL) {
-        struct vm_op *vo = vm->op;
-        vm->op = vm->op_next;
-        if (vm->op_next != NULL)
-            vm->op_next = vm->op_next->next;
-        vo->vm->refs++; /* the one that the registry gives up next */
-        vm_op_free(vo);
-        vm->refs--;
+    core->parked = true;
+    for (struct vm_op *vo = core->vm_ops; vo != NULL; vo = vo->all_next)
+        vm_op_park(vo);
+    core->n_running = 0;
+}
+
+void vm_ops_drop(struct core *core)
+{
+    for (struct vm_op *vo = core->vm_ops; vo != NULL; vo = vo->all_next) {
+        live_vm_detach(vo->vm); /* silences the calls that still hold an operation */
+        vo->vm->op = vo->vm->op_next = NULL;
     }
+    while (core->vm_ops != NULL)
+        vm_op_free(core->vm_ops);
 }
 
 int core_operation_cancel(struct core *core, struct operation *op, const char *request_id, struct error *err)
