@@ -150,21 +150,9 @@ static void put_leftover(struct change *ch, struct recovery *r, struct leftover 
     end_doc(l, r->finished, now);
     if (r->finished)
         json_object_set_new(l->doc, "result", vm_json(&r->vm->vm));
-<<<<<<< Updated upstream
-    } else {
-        CLEANUP_FREE char *path = mem_printf("/v1/vms/%s", name);
-        error_set(&err, ERR_OPERATION_INTERRUPTED, "%s of VM %s was interrupted: vmmd stopped; %s", l->kind, name, r->undone);
-        error_ctx_str(&err, "vm", name);
-        error_ctx_str(&err, "rolled_back", r->undone);
-        error_problem(&err, path != NULL ? path : "", "", &problem);
-        json_object_set_new(l->doc, "error", json_loadb(problem.data, problem.len, 0, NULL));
-    }
-    char *doc = json_text(json_incref(l->doc), 0, NULL);
-=======
     else
         put_interrupted(l, name, r->undone);
-    char *doc = core_dump(json_incref(l->doc), NULL);
->>>>>>> Stashed changes
+    char *doc = json_text(json_incref(l->doc), 0, NULL);
     change_leftover(ch, l->id, l->kind, l->vm_id, r->finished ? "succeeded" : "failed", doc, l->created_at, now);
     change_event(ch, "operation.finished", r->vm, NULL, NULL,
                  json_pack("{s:s,s:s,s:s}", "operation", l->id, "kind", l->kind, "state", r->finished ? "succeeded" : "failed"));
@@ -428,17 +416,10 @@ static void orphan(struct core *core, struct leftover *l)
     struct change *ch = change_new(core);
     int64_t now = clock_wall_ms();
 
-<<<<<<< Updated upstream
-    json_object_set_new(l->doc, "state", json_string("failed"));
-    json_object_set_new(l->doc, "cancellable", json_false());
-    char *doc = json_text(json_incref(l->doc), 0, NULL);
-    change_leftover(ch, l->id, l->kind, l->vm_id, "failed", doc, l->created_at, clock_wall_ms());
-=======
     end_doc(l, false, now);
     put_interrupted(l, name != NULL ? name : l->vm_id, "a later operation settles the VM, or it is gone");
-    char *doc = core_dump(json_incref(l->doc), NULL);
+    char *doc = json_text(json_incref(l->doc), 0, NULL);
     change_leftover(ch, l->id, l->kind, l->vm_id, "failed", doc, l->created_at, now);
->>>>>>> Stashed changes
     mem_free(doc);
     keys_forget_operation(core, ch, l->id);
     leftover_free(l);

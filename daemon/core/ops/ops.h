@@ -39,16 +39,10 @@ struct vm_op {
     struct op_step steps[OPERATION_STEPS_MAX];
     struct backend_call call;
     enum { VM_OP_IDLE, VM_OP_HOOK, VM_OP_RUN, VM_OP_UNDO } phase;
-<<<<<<< Updated upstream
-    bool calling;        /* the backend has not answered the call yet */
-    struct vm_op *next;  /* in the VM's queue */
-    struct timer *timer; /* of the step that needs one */
-=======
-    bool calling;            /* the backend has not answered the call yet */
-    struct vm_op *next;      /* in the VM's queue */
+    bool calling;                     /* the backend has not answered the call yet */
+    struct vm_op *next;               /* in the VM's queue */
     struct vm_op *all_next, **all_at; /* in the core's list */
-    struct timer *timer;     /* of the step that needs one */
->>>>>>> Stashed changes
+    struct timer *timer;              /* of the step that needs one */
 
     enum vm_state from;   /* when it began */
     enum vm_state before; /* the persist step's way back */

@@ -387,17 +387,13 @@ static struct vm_op *vm_op_new(struct live_vm *vm, const struct vm_plan *plan, c
         error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
         return NULL;
     }
-<<<<<<< Updated upstream
     *vo = (struct vm_op){
         .core = vm->core, .vm = core_vm_ref(vm), .res = res, .plan = plan, .call.done = call_done, .timeout_s = -1};
-=======
-    *vo = (struct vm_op){.core = vm->core, .vm = core_vm_ref(vm), .res = res, .plan = plan, .call.done = call_done, .timeout_s = -1};
     vo->all_next = vm->core->vm_ops;
     vo->all_at = &vm->core->vm_ops;
     if (vo->all_next != NULL)
         vo->all_next->all_at = &vo->all_next;
     vm->core->vm_ops = vo;
->>>>>>> Stashed changes
     vo->deadline_ms = plan->deadline_ms;
     if (args != NULL)
         vo->timeout_s = args->timeout_s;
