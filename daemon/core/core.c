@@ -438,14 +438,14 @@ static int patch_labels(const struct live_vm *vm, const json_t *patch, struct vm
     return rc;
 }
 
-static bool spec_equal(const struct vm_spec *a, const struct vm_spec *b)
+/* Steals both. */
+static bool json_same(json_t *a, json_t *b)
 {
-    json_t *ja = vm_spec_json(a), *jb = vm_spec_json(b);
-    bool equal = ja != NULL && jb != NULL && json_equal(ja, jb);
+    bool same = a != NULL && b != NULL && json_equal(a, b);
 
-    json_decref(ja);
-    json_decref(jb);
-    return equal;
+    json_decref(a);
+    json_decref(b);
+    return same;
 }
 
 int core_vm_patch(struct core *core, const struct core_request *req, const char *ref, const json_t *patch, const char *if_match,
@@ -486,21 +486,25 @@ int core_vm_patch(struct core *core, const struct core_request *req, const char 
     }
     *p = (struct patch){.vm = core_vm_ref(vm), .generation = vm->vm.generation, .done = done, .arg = arg, .has_spec = has_spec,
                         .has_labels = has_labels};
+    bool new_labels = has_labels && !json_same(vm_labels_json(&vm->vm.labels), vm_labels_json(&labels));
+    bool new_spec = has_spec && !json_same(vm_spec_json(&vm->vm.spec), vm_spec_json(&spec));
     if (has_labels) {
         p->labels = vm->vm.labels;
         vm->vm.labels = labels;
     }
     if (has_spec) {
-        vm->vm.generation += !spec_equal(&vm->vm.spec, &spec);
+        vm->vm.generation += new_spec;
         p->spec = vm->vm.spec;
         vm->vm.spec = spec;
     }
     while (*end != NULL)
         end = &(*end)->next;
     *end = p;
-    change_vm(ch, vm, false);
-    change_event(ch, "vm.updated", vm, NULL, req->request_id,
-                 json_pack("{s:I,s:b,s:b}", "generation", (json_int_t)vm->vm.generation, "labels", has_labels, "spec", has_spec));
+    if (new_labels || new_spec) { /* one that changes nothing only waits for those before it */
+        change_vm(ch, vm, false);
+        change_event(ch, "vm.updated", vm, NULL, req->request_id,
+                     json_pack("{s:I,s:b,s:b}", "generation", (json_int_t)vm->vm.generation, "labels", new_labels, "spec", new_spec));
+    }
     change_commit(ch, patch_durable, p);
     return 0;
 }

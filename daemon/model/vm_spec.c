@@ -278,7 +278,7 @@ static int parse_hardware(const struct fields *f, struct vm_spec *s)
     int machine = VM_MACHINE_Q35, accel = VM_ACCEL_AUTO, display = VM_DISPLAY_NONE;
 
     if (parse_image(f, s) < 0 || field_u32(f, "vcpus", 1, 255, &s->vcpus) < 0 ||
-        field_u32(f, "memory_mb", 16, 67108864, &s->memory_mb) < 0 || field_u32(f, "disk_gb", 1, 65536, &s->disk_gb) < 0 ||
+        field_u32(f, "memory_mb", 16, UINT32_MAX, &s->memory_mb) < 0 || field_u32(f, "disk_gb", 1, 65536, &s->disk_gb) < 0 ||
         field_enum(f, "machine", machines, &machine) < 0 || field_enum(f, "accel", accels, &accel) < 0 ||
         field_enum(f, "display", displays, &display) < 0 || field_bool(f, "uefi", &s->uefi) < 0 ||
         field_bool(f, "vsock", &s->vsock) < 0)

@@ -1,6 +1,7 @@
 """Every verb from every state, by noop; what holds a VM, and what breaks in."""
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -196,3 +197,16 @@ def test_hung_vm_does_not_slow_reads_of_others(api):
         assert api.get("/v1/vms").status == 200
     do(api, "start", "other")
     assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("verb, state", [("kill", "stopped"), ("destroy", None)])
+def test_the_same_asked_for_many_times_at_once_succeeds_for_all(api, verb, state):
+    """They ask for one state: the first brings it about, the others wait for it and have no effect."""
+    vm = make_vm(api, labels={"noop.delay_ms.kill": "300"}, start=True)
+    path = f"/v1/vms/{vm['id']}"
+    with ThreadPoolExecutor(6) as pool:
+        ask = (lambda _: api.delete(path, prefer_wait=30)) if verb == "destroy" else (lambda _: api.post(path + "/kill", prefer_wait=30))
+        answers = list(pool.map(ask, range(6)))
+    assert [a.status for a in answers] == [200] * 6, answers
+    assert sum(a.json["method"] != "none" if verb == "kill" else a.json["steps"] != [] for a in answers) == 1
+    assert api.get(path).status == 410 if state is None else get_vm(api)["state"] == state

@@ -122,3 +122,12 @@ def test_size_does_not_change_under_an_operation(api):
     begin(api, "start")
     answer = patch(api, {"spec": {"vcpus": 3}})
     assert answer.code in ("vm::busy", "vm::invalid_state"), answer
+
+
+@pytest.mark.parametrize("body", [{}, {"labels": {}}, {"labels": {"a": "1", "b": None}}, {"spec": {"vcpus": 2}}, {"spec": {"ttl_s": None}}])
+def test_patch_that_changes_nothing_counts_nothing(api, body):
+    before = make_vm(api, labels={"a": "1"}, vcpus=2)
+    newest = api.get("/v1/vms").json["as_of_event"]
+    assert patch(api, body).json == before
+    assert get_vm(api) == before
+    assert api.get("/v1/vms").json["as_of_event"] == newest

@@ -229,7 +229,7 @@ def test_memory_beyond_the_host_is_refused_by_qemu_and_taken_by_noop(api):
     body = qemu_body(boot={"kernel": "/bin/true"}, memory_mb=1 << 25)
     answer = api.post("/v1/vms", dict(body, start=True), prefer_wait=30)
     assert answer.code == "host::insufficient_memory", answer
-    assert make_vm(api, "big", memory_mb=1 << 24)["spec"]["memory_mb"] == 1 << 24
+    assert make_vm(api, "big", memory_mb=1 << 31)["spec"]["memory_mb"] == 1 << 31
 
 
 def test_forward_port_that_is_in_use_is_refused_with_its_holder(api):
