@@ -180,7 +180,10 @@ static void stored_read(void *arg, const struct store_operation_row *row, struct
     mem_free(s);
 }
 
-static void answer_stored(struct rest *rest, struct http_request *req, const char *id, int status, bool as_result)
+typedef void stored_fn(void *arg, const struct store_operation_row *row, struct error *err);
+
+/* Reads the operation; `done` answers the request and frees the struct stored it gets. */
+static void ask_store(struct rest *rest, struct http_request *req, const char *id, int status, bool as_result, stored_fn *done)
 {
     struct stored *s = mem_zalloc(sizeof(*s));
     CLEANUP_ERROR struct error err = ERROR_INIT;
@@ -188,7 +191,7 @@ static void answer_stored(struct rest *rest, struct http_request *req, const cha
     if (s != NULL) {
         *s = (struct stored){.req = req, .status = status, .as_result = as_result};
         snprintf(s->id, sizeof(s->id), "%s", id);
-        s->read = store_read_operation(core_store(rest->core), s->id, stored_read, s);
+        s->read = store_read_operation(core_store(rest->core), s->id, done, s);
     }
     if (s == NULL || s->read == NULL) {
         mem_free(s);
@@ -216,7 +219,7 @@ int rest_answer_replay(struct rest *rest, struct http_request *req, const struct
     http_add_header(req, "Location", location);
     http_add_header(req, "Idempotency-Replayed", "true");
     bool wait = http_prefer_wait(req) > 0;
-    answer_stored(rest, req, id, wait ? 200 : 202, wait);
+    ask_store(rest, req, id, wait ? 200 : 202, wait, stored_read);
     return 1;
 }
 
@@ -227,7 +230,7 @@ void rest_operation_get(struct http_request *req, void *arg)
     bool wait = http_prefer_wait(req) > 0;
 
     if (op == NULL) {
-        answer_stored(rest, req, req->params[0], 200, wait);
+        ask_store(rest, req, req->params[0], 200, wait, stored_read);
         return;
     }
     if (!wait) {
@@ -259,28 +262,16 @@ void rest_operation_cancel(struct http_request *req, void *arg)
     struct operation *op = core_operation_find(rest->core, req->params[0]);
     CLEANUP_ERROR struct error err = ERROR_INIT;
 
-    if (op != NULL) {
-        operation_ref(op);
-        if (core_operation_cancel(rest->core, op, req->request_id, &err) < 0)
-            http_reply_error(req, &err);
-        else
-            http_reply_json(req, 200, operation_doc(op));
-        operation_unref(op);
+    if (op == NULL) {
+        ask_store(rest, req, req->params[0], 0, false, cancel_stored);
         return;
     }
-    struct stored *s = mem_zalloc(sizeof(*s));
-    if (s != NULL) {
-        s->req = req;
-        snprintf(s->id, sizeof(s->id), "%s", req->params[0]);
-        s->read = store_read_operation(core_store(rest->core), s->id, cancel_stored, s);
-    }
-    if (s == NULL || s->read == NULL) {
-        mem_free(s);
-        error_set(&err, ERR_DAEMON_OVERLOADED, "out of memory");
+    operation_ref(op);
+    if (core_operation_cancel(rest->core, op, req->request_id, &err) < 0)
         http_reply_error(req, &err);
-        return;
-    }
-    http_on_gone(req, stored_left, s);
+    else
+        http_reply_json(req, 200, operation_doc(op));
+    operation_unref(op);
 }
 
 /* --- the list --- */
