@@ -30,7 +30,7 @@ packages() {
     test)
         # zsh and fish try the completions; npm brings the validator of openapi.yaml.
         echo "libcmocka-dev python3 python3-pytest python3-pytest-xdist python3-yaml python3-jsonschema" \
-            "openssh-client strace zsh fish nodejs"
+            "ca-certificates openssh-client strace zsh fish nodejs"
         command -v npm >/dev/null || echo npm
         ;;
     bench) echo wrk ;;

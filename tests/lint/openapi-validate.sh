@@ -34,7 +34,7 @@ fi
 if [ -n "$wanted" ]; then
     mkdir -p "$node_dir"
     # shellcheck disable=SC2086 # a list of words
-    npm install --silent --no-save --no-package-lock --no-audit --no-fund --prefix "$node_dir" $wanted
+    npm install --loglevel=error --no-save --no-package-lock --no-audit --no-fund --prefix "$node_dir" $wanted
 fi
 
 validate() {
