@@ -17,7 +17,7 @@ char *mem_printf(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void mem_free(void *ptr);
 
 /* Tests only: the Nth allocation from now (from 1) fails, once; 0 switches it off.  Returns how many allocations were
- * made since the last call. */
+ * made since the last call, from the first one on. */
 size_t mem_fail_nth(size_t nth);
 
 static inline void mem_freep(void *p)
@@ -28,11 +28,11 @@ static inline void mem_freep(void *p)
     *pp = NULL;
 }
 #define CLEANUP_FREE __attribute__((cleanup(mem_freep)))
-#define TAKE_PTR(p)                                                                                                    \
-    ({                                                                                                                 \
-        __typeof__(p) take_ptr_ = (p);                                                                                 \
-        (p) = NULL;                                                                                                    \
-        take_ptr_;                                                                                                     \
+#define TAKE_PTR(p)                    \
+    ({                                 \
+        __typeof__(p) take_ptr_ = (p); \
+        (p) = NULL;                    \
+        take_ptr_;                     \
     })
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 #define CONTAINER_OF(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
