@@ -72,6 +72,7 @@ static void adopt_finish(struct backend_vm *bvm, enum backend_found found)
     bvm->ended = NULL;
     if (found == BACKEND_FOUND_RUNNING || found == BACKEND_FOUND_SUSPENDED) {
         bvm->started = true;
+        bvm->paused = found == BACKEND_FOUND_SUSPENDED;
         agent_open(bvm);
     }
     call_end(bvm, NULL);
@@ -95,7 +96,8 @@ static void adopt_mute(struct backend_vm *bvm)
     bool gone = false;
 
     bvm->gone = &gone;
-    adopt_finish(bvm, BACKEND_FOUND_RUNNING);
+    /* What it does cannot be asked: it is believed to do what it last did. */
+    adopt_finish(bvm, bvm->vm->state == VM_SUSPENDED ? BACKEND_FOUND_SUSPENDED : BACKEND_FOUND_RUNNING);
     if (gone)
         return;
     bvm->gone = NULL;

@@ -82,6 +82,7 @@ struct backend_vm {
     struct timer *log_timer; /* vmmlog.c */
     bool ending;      /* the process is gone, its remains are being cleared */
     bool started;     /* verified or adopted: its end is an event */
+    bool paused;      /* as core was last told */
     bool died;        /* it ended between two steps of the start */
     bool kill_asked;  /* the call is a kill: the end completes it */
     bool press_asked; /* the call is a press: the end is what it wanted */

@@ -122,12 +122,27 @@ void monitor_take_status(struct backend_vm *bvm, const char *status)
         bvm->events->io_error(bvm->arg, "error");
 }
 
+/* A stop or cont that was given up is carried out when QEMU comes to itself: it is taken back. */
+static void take_back(struct backend_vm *bvm, const char *status)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+
+    if (bvm->call || !bvm->started || bvm->guest_end != GUEST_RUNS)
+        return;
+    if (!bvm->paused && strcmp(status, "paused") == 0)
+        monitor_ask_aside(bvm, "cont", NULL, &err);
+    else if (bvm->paused && strcmp(status, "running") == 0)
+        monitor_ask_aside(bvm, "stop", NULL, &err);
+}
+
 static void on_status(struct backend_vm *bvm, json_t *ret, struct error *err)
 {
     const char *status = json_string_value(json_object_get(ret, "status"));
 
-    if (!error_is_set(err) && status)
-        monitor_take_status(bvm, status);
+    if (error_is_set(err) || !status)
+        return;
+    monitor_take_status(bvm, status);
+    take_back(bvm, status);
 }
 
 static void ask_status(struct backend_vm *bvm)

@@ -345,6 +345,7 @@ static int record_process(struct backend_vm *bvm, struct error *err)
 static void forget_last_run(struct backend_vm *bvm)
 {
     bvm->started = false;
+    bvm->paused = false;
     bvm->died = false;
     bvm->term_asked = false;
     bvm->mute = false;

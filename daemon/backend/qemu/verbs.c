@@ -103,6 +103,8 @@ static void run_status(struct backend_vm *bvm, json_t *ret, struct error *err)
         if (status)
             monitor_take_status(bvm, status);
     }
+    if (!error_is_set(err))
+        bvm->paused = strcmp(bvm->wanted, "paused") == 0;
     if (!error_is_set(err) && !bvm->started) {
         bvm->started = true;
         agent_open(bvm);
