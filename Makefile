@@ -169,8 +169,8 @@ NEED_TESTS = @contrib/deps.sh --need build run test
 check: ## everything: packages, build, guest, lint and all tests
 	@MAKE='$(MAKE)' PYTHON='$(PYTHON)' tests/lib/check.sh
 
-check-unit: c-tests ## the tests in C
-	@$(RUN_C) $(C_TESTS)
+check-unit: all c-tests ## the tests in C
+	@VMMD_BUILD=$(BUILD) $(RUN_C) $(C_TESTS)
 
 check-http: all ## the API, from outside
 	$(NEED_TESTS)
@@ -211,7 +211,7 @@ check-tsan: ## C tests and a part of the API's under ThreadSanitizer
 # valgrind 3.19 knows no pidfd_open(2): what watches processes cannot run under it.
 VALGRIND_CANNOT = test_child test_qemu_backend
 VALGRIND = valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite,indirect --child-silent-after-fork=yes
-check-valgrind: c-tests ## the unit tests under valgrind
+check-valgrind: all c-tests ## the unit tests under valgrind
 	@contrib/deps.sh --need build test valgrind
 	@for test in $(VALGRIND_CANNOT); do echo "$$test: not run: valgrind 3.19 does not know pidfd_open"; done
 	@$(RUN_C) -t 600 -w '$(VALGRIND)' $(filter-out $(addprefix $(BUILD)/tests/,$(VALGRIND_CANNOT)),$(UNIT_TESTS))
