@@ -4,7 +4,7 @@
  * writes them as one transaction; when it is durable the rendered documents replace the published ones, the events go
  * out, the waits are looked at, and `done` is told.  Changes become durable in the order they were committed.
  * Failure modes: no memory or no disk: nothing of it is published, and `done` gets the error; who made it restores what it
- * had changed in memory. */
+ * had changed in memory, and what the VMs then are is written again later (owed.c). */
 #include <string.h>
 
 #include "base/clock.h"
@@ -249,6 +249,9 @@ static void change_durable(void *arg, struct error *err)
         LOG_ERROR("change not written", "error", err->message, "cause", err->n_causes > 0 ? err->causes[0] : NULL);
     void (*done)(void *, struct error *) = ch->done;
     void *done_arg = ch->arg;
+    if (error_is_set(err))
+        for (struct change_vm_doc *d = ch->docs; d != NULL; d = d->next)
+            owed_vm(d->vm);
     change_free(ch);
     core->n_changes--;
     if (done != NULL)

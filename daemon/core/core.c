@@ -63,8 +63,10 @@ struct core *core_new(struct loop *loop, struct store *store, struct backend *co
         core->backend_names = mem_zalloc((n + 1) * sizeof(char *));
         core->lazy_timer = timer_new(loop, lazy_over, core);
         core->prune_timer = timer_new(loop, prune_due, core);
+        core->owed_timer = timer_new(loop, owed_due, core);
     }
-    if (core == NULL || core->backend_names == NULL || core->lazy_timer == NULL || core->prune_timer == NULL) {
+    if (core == NULL || core->backend_names == NULL || core->lazy_timer == NULL || core->prune_timer == NULL ||
+        core->owed_timer == NULL) {
         core_free(core);
         error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
         return NULL;
@@ -85,6 +87,7 @@ void core_free(struct core *core)
     vm_ops_drop(core);
     recoveries_drop(core);
     change_drop(core->lazy);
+    owed_drop(core);
     events_free(core);
     operations_free(core);
     keys_free(core);
@@ -92,6 +95,7 @@ void core_free(struct core *core)
     registry_free(core);
     timer_free(core->lazy_timer);
     timer_free(core->prune_timer);
+    timer_free(core->owed_timer);
     timer_free(core->stop_timer);
     mem_free(core->backend_names);
     mem_free(core);

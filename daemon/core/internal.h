@@ -38,6 +38,8 @@ struct core {
     struct change *lazy;  /* step events waiting for company */
     struct timer *lazy_timer;
     struct timer *prune_timer;
+    struct owed *owed;    /* refused by the store, to be written again */
+    struct timer *owed_timer;
 
     bool stopping;
     bool parked;        /* operations stand still for good: none begins or goes on */
@@ -71,6 +73,7 @@ struct live_vm {
     bool visible;           /* its first document is published */
     bool settling;          /* an unplanned end is being written */
     bool unresponsive;
+    bool owed; /* to be written again */
 };
 
 /* --- change.c: render, write, publish --- */
@@ -102,6 +105,13 @@ void change_flush_lazy(struct core *core);
 void core_check_idle(struct core *core);
 /* Forgets what is older than the config keeps, in memory and in the store. */
 void core_prune(struct core *core);
+
+/* --- owed.c: what the store refused is written again --- */
+
+void owed_vm(struct live_vm *vm);
+void owed_operation(struct operation *op); /* one that has ended */
+void owed_due(void *core);
+void owed_drop(struct core *core);
 
 /* --- registry.c --- */
 

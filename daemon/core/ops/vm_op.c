@@ -94,14 +94,15 @@ void vm_op_log_finish(const struct vm_op *vo)
               "error", error_is_set(&res->error) ? res->error.message : "", "request_id", res->request_id, NULL);
 }
 
-/* The failure is durable (or the disk refuses: then it is told all the same, and the row is settled at the next start).
- */
+/* The failure is durable, or the disk refuses: then it is told all the same, and its row is owed.  A destroy that was told to
+ * have failed must not be finished by the next start. */
 static void failure_durable(void *arg, struct error *err)
 {
     struct vm_op *vo = arg;
     struct live_vm *vm = vo->vm;
 
-    (void)err;
+    if (error_is_set(err))
+        owed_operation(vo->res);
     vm_op_log_finish(vo);
     let_go(vo);
     operation_publish_end(vo->res);
