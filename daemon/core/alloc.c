@@ -6,8 +6,6 @@
 #include "base/str.h"
 #include "core/internal.h"
 
-enum { PORT_FIRST = 40000, PORT_LAST = 48999, PORT_TRIES = 2000 };
-
 struct port {
     struct table_node node;
     bool udp;
@@ -84,30 +82,48 @@ static int port_claim(struct live_vm *vm, bool udp, const char *ip, uint16_t num
     return port_take(vm, udp, number, err);
 }
 
-/* A free port from the range; starts at a random place so that two daemons on one host seldom meet. */
+/* Where ports are chosen from: below what the kernel gives to outgoing connections first, from there on when that is full. */
+static const struct {
+    uint16_t first, last;
+} port_ranges[] = {{20000, 32767}, {32768, 60999}};
+
+static bool port_choose_in(struct live_vm *vm, bool udp, const char *ip, uint16_t first, uint16_t last, uint16_t *ret)
+{
+    unsigned span = (unsigned)last - first + 1, start;
+
+    random_bytes(&start, sizeof(start)); /* two daemons on one host seldom meet */
+    for (unsigned i = 0; i < span; i++) {
+        uint16_t number = (uint16_t)(first + (start % span + i) % span);
+        if (port_find(vm->core, udp, number) == NULL && port_free_on_host(vm, udp, ip, number)) {
+            *ret = number;
+            return true;
+        }
+    }
+    return false;
+}
+
 static int port_choose(struct live_vm *vm, bool udp, const char *ip, uint16_t *ret, struct error *err)
 {
-    unsigned span = PORT_LAST - PORT_FIRST + 1, start;
+    uint16_t number = 0;
 
-    random_bytes(&start, sizeof(start));
-    for (unsigned i = 0; i < PORT_TRIES; i++) {
-        uint16_t number = (uint16_t)(PORT_FIRST + (start + i) % span);
-        if (port_find(vm->core, udp, number) != NULL || !port_free_on_host(vm, udp, ip, number))
-            continue;
-        if (port_take(vm, udp, number, err) < 0)
-            return -1;
-        *ret = number;
-        return 0;
-    }
-    return error_set(err, ERR_NETWORK_PORT_IN_USE, "no free port found in %d-%d", PORT_FIRST, PORT_LAST);
+    for (size_t i = 0; i < ARRAY_SIZE(port_ranges) && number == 0; i++)
+        port_choose_in(vm, udp, ip, port_ranges[i].first, port_ranges[i].last, &number);
+    if (number == 0)
+        return error_set(err, ERR_NETWORK_PORT_IN_USE, "every %s port from 20000 to 60999 is taken", udp ? "UDP" : "TCP");
+    if (port_take(vm, udp, number, err) < 0)
+        return -1;
+    *ret = number;
+    return 0;
+}
+
+static bool mac_equal(const struct table_node *node, const void *key)
+{
+    return strcmp(CONTAINER_OF(node, struct live_vm, mac_node)->vm.runtime.mac_addr, key) == 0;
 }
 
 static bool mac_taken(const struct core *core, const char *mac)
 {
-    for (size_t i = 0; i < core->n_vms; i++)
-        if (strcmp(core->by_order[i]->vm.runtime.mac_addr, mac) == 0)
-            return true;
-    return false;
+    return table_find(&core->macs, str_hash(mac), mac_equal, mac) != NULL;
 }
 
 /* 52:54:00 and three bytes of the VM's own random id, so that only a collision needs a search. */
@@ -131,6 +147,11 @@ int alloc_vm(struct live_vm *vm, bool probe, struct error *err)
 
     if (spec->network.type != VM_NETWORK_NONE && vm->vm.runtime.mac_addr[0] == '\0')
         mac_choose(vm);
+    if (vm->vm.runtime.mac_addr[0] != '\0' && !vm->mac_listed) {
+        if (table_add(&vm->core->macs, &vm->mac_node, str_hash(vm->vm.runtime.mac_addr)) < 0)
+            return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+        vm->mac_listed = true;
+    }
     if (spec->network.type != VM_NETWORK_USER)
         return 0;
     for (size_t i = 0; i < spec->network.n_forwards; i++) {
@@ -155,6 +176,9 @@ static void port_drop(struct live_vm *vm, bool udp, uint16_t number)
 
 void alloc_release(struct live_vm *vm)
 {
+    if (vm->mac_listed)
+        table_remove(&vm->core->macs, &vm->mac_node);
+    vm->mac_listed = false;
     for (size_t i = 0; i < vm->vm.spec.network.n_forwards; i++)
         port_drop(vm, vm->vm.spec.network.forwards[i].udp, vm->vm.spec.network.forwards[i].host_port);
     port_drop(vm, false, vm->vm.runtime.ssh_host_port);
@@ -170,4 +194,5 @@ void alloc_free(struct core *core)
 {
     table_each(&core->ports, port_node_free, NULL);
     table_done(&core->ports);
+    table_done(&core->macs);
 }

@@ -22,6 +22,7 @@ struct core {
     size_t n_vms, cap_order;
     struct table tombstones;
     struct table ports;
+    struct table macs;          /* live_vm.mac_node */
 
     struct table operations;    /* those under way, and the newest that ended */
     struct operation *ended_first, *ended_last; /* in order of their end */
@@ -57,7 +58,8 @@ struct live_vm {
     struct vm vm;
     struct core *core;
     unsigned refs;
-    struct table_node id_node, name_node;
+    struct table_node id_node, name_node, mac_node;
+    bool mac_listed;
     struct backend *be;
     struct backend_vm *bvm;
     struct vm_op *op;       /* the one that holds it */
