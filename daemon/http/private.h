@@ -28,7 +28,7 @@ enum {
     HTTP_ROUTES_MAX = 256,
     HTTP_STALL_MS = 60000, /* a reader that takes nothing for so long is dropped */
     HTTP_LINGERS_MAX = 64,
-    HTTP_BACKLOG = 128,
+    HTTP_BACKLOG = 4096, /* the kernel takes less where somaxconn is less */
     HTTP_EXTRA_MEM = 192,
     HTTP_HOST_KEEP = 32,
     HTTP_REPLY_KEEP = 4096,
@@ -106,6 +106,7 @@ struct http_listener {
     struct http_server *server;
     struct MHD_Daemon *mhd;
     int fd;
+    unsigned n_conns;
     bool is_unix;
     bool wildcard; /* TCP: any address of the host */
     struct sockaddr_storage addr;

@@ -401,6 +401,24 @@ void http_on_completed(void *cls, struct MHD_Connection *mhd, void **ctx, enum M
         shutdown(conn->fd, SHUT_RD); /* no next request; what was sent goes out */
 }
 
+/* Near the limit a new connection takes the place of the one that has been idle longest: clients that keep theirs open
+ * do not lock the others out. */
+static void make_room(struct http_listener *l)
+{
+    unsigned max = l->server->config.max_connections;
+    struct http_conn *oldest = NULL;
+
+    if (l->n_conns + max / 16 + 1 < max)
+        return;
+    for (struct http_conn *c = l->server->conns; c != NULL; c = c->next)
+        if (c->listener == l && c->state == CONN_IDLE && !c->fresh && c->deadline != 0 && (oldest == NULL || c->deadline <= oldest->deadline))
+            oldest = c;
+    if (oldest == NULL)
+        return;
+    oldest->deadline = 0; /* once is enough */
+    shutdown(oldest->fd, SHUT_RDWR);
+}
+
 static void connection_begins(struct http_listener *l, struct MHD_Connection *mhd, void **ctx)
 {
     const union MHD_ConnectionInfo *info = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CONNECTION_FD);
@@ -428,6 +446,8 @@ static void connection_begins(struct http_listener *l, struct MHD_Connection *mh
         conn->next->prev = conn;
     server->conns = conn;
     server->stats.connections++;
+    l->n_conns++;
+    make_room(l);
 }
 
 static void connection_ends(struct http_server *server, struct http_conn *conn)
@@ -439,6 +459,7 @@ static void connection_ends(struct http_server *server, struct http_conn *conn)
     if (conn->next != NULL)
         conn->next->prev = conn->prev;
     server->stats.connections--;
+    conn->listener->n_conns--;
     unpark(conn);
     reset(conn);
     http_target_done(&conn->target);

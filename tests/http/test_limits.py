@@ -63,6 +63,31 @@ def test_too_many_parked_waits_are_refused_as_overload(api):
             sock.close()
 
 
+def test_idle_connections_do_not_lock_others_out(api):
+    request = b"GET /v1/health HTTP/1.1\r\nHost: vmmd\r\n\r\n"
+    most = api.get("/v1/host").json["limits"]["max_connections"]
+    socks = []
+    try:
+        for _ in range(most + 50):
+            sock = api.connect(5)
+            socks.append(sock)
+            sock.sendall(request)
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200"), len(socks)
+        socks[-1].sendall(request)
+        assert socks[-1].recv(4096).startswith(b"HTTP/1.1 200"), "the newest went, not the oldest"
+    finally:
+        for sock in socks:
+            sock.close()
+
+
+def test_burst_of_connections_is_taken(api):
+    """A client's connect does not fail for a backlog that is full."""
+    socks = [api.connect(5) for _ in range(900)]
+    for sock in socks:
+        sock.close()
+    assert api.get("/v1/health").status == 200
+
+
 @pytest.fixture
 def small_disk():
     """A daemon whose data directory is a file system of 4 MiB, in a mount namespace of its own."""
