@@ -430,6 +430,7 @@ static int build(struct daemon *d, struct error *err)
         return -1;
     core_config_defaults(&cc);
     cc.data_dir = d->config.data_dir;
+    cc.image_dirs = (const char *const *)d->config.image_dirs;
     cc.events_keep = d->config.events_keep;
     cc.max_vms = (unsigned)d->config.max_vms;
     cc.max_operations = (unsigned)d->config.max_operations;

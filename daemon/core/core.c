@@ -194,6 +194,12 @@ static int check_new(struct core *core, const struct vm *vm, struct backend *be,
     return be->check(be, &vm->spec, err);
 }
 
+/* The files themselves are looked at by the operation: that may wait for a disk. */
+static int check_peer(const struct core *core, const struct core_request *req, const struct vm_spec *spec, struct error *err)
+{
+    return req->peer != NULL && !req->peer->is_unix ? peer_check_dirs(spec, core->config.image_dirs, err) : 0;
+}
+
 int core_vm_create(struct core *core, const struct core_request *req, const json_t *body, struct operation **ret,
                    struct error *err)
 {
@@ -202,7 +208,8 @@ int core_vm_create(struct core *core, const struct core_request *req, const json
     struct backend *be = NULL;
     bool start = false;
 
-    if (stopping_error(core, err) < 0 || parse_create(core, body, &vm, &be, &start, err) < 0 || check_new(core, &vm, be, err) < 0)
+    if (stopping_error(core, err) < 0 || parse_create(core, body, &vm, &be, &start, err) < 0 || check_peer(core, req, &vm.spec, err) < 0 ||
+        check_new(core, &vm, be, err) < 0)
         goto fail;
     vm.id = uuid_new();
     vm.backend = be->name;

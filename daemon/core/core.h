@@ -16,6 +16,7 @@
 #include "backend/backend.h"
 #include "base/buf.h"
 #include "base/error.h"
+#include "core/peer.h"
 #include "model/vm.h"
 #include "store/store.h"
 
@@ -25,6 +26,7 @@ struct operation;
 
 struct core_config {
     const char *data_dir;
+    const char *const *image_dirs; /* NULL-terminated, or NULL */
     int64_t events_keep;         /* newest events kept */
     int64_t operations_keep_s;   /* finished operations and idempotency keys */
     int64_t tombstones_keep_s;   /* ids of destroyed VMs */
@@ -52,6 +54,7 @@ struct core_request {
     const char *request_id;
     const char *idempotency_key;
     const char *fingerprint; /* of method, path and body */
+    const struct core_peer *peer; /* NULL: vmmd itself */
 };
 
 /* --- VMs --- */

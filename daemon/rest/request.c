@@ -74,12 +74,13 @@ int rest_query_int(struct http_request *req, const char *name, int64_t min, int6
     return field_pointer_error(err, pointer, expected, "the query's %s must be %s", name, expected);
 }
 
-int rest_core_request(struct http_request *req, const json_t *body, struct core_request *ret, char buffer[REST_FINGERPRINT_MAX],
-                      struct error *err)
+int rest_core_request(struct http_request *req, const json_t *body, struct core_request *ret, struct core_peer *peer,
+                      char buffer[REST_FINGERPRINT_MAX], struct error *err)
 {
     const char *key = req->method == HTTP_POST ? http_header(req, "Idempotency-Key") : NULL;
 
-    *ret = (struct core_request){.request_id = req->request_id};
+    *ret = (struct core_request){.request_id = req->request_id, .peer = peer};
+    *peer = (struct core_peer){.is_unix = req->peer.is_unix, .uid = req->peer.uid, .gid = req->peer.gid};
     if (key == NULL)
         return 0;
     size_t len = strlen(key);

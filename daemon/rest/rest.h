@@ -25,10 +25,10 @@ extern const struct http_route rest_routes[];
 json_t *rest_body(struct http_request *req, struct error *err);
 /* A query value as a number; a missing one leaves *ret.  ERR_API_INVALID_FIELD. */
 int rest_query_int(struct http_request *req, const char *name, int64_t min, int64_t max, int64_t *ret, struct error *err);
-/* Fills in who asks.  The fingerprint goes into `buffer`; `body` may be NULL.  ERR_API_INVALID_FIELD for a bad key. */
+/* Fills in who asks; `peer` must live as long as ret.  The fingerprint goes into `buffer`; `body` may be NULL.  ERR_API_INVALID_FIELD for a bad key. */
 enum { REST_FINGERPRINT_MAX = 128 };
-int rest_core_request(struct http_request *req, const json_t *body, struct core_request *ret, char buffer[REST_FINGERPRINT_MAX],
-                      struct error *err);
+int rest_core_request(struct http_request *req, const json_t *body, struct core_request *ret, struct core_peer *peer,
+                      char buffer[REST_FINGERPRINT_MAX], struct error *err);
 /* The opaque cursor of a list, and back: the caller mem_frees. */
 char *rest_cursor_make(const char *text);
 int rest_cursor_parse(struct http_request *req, char **ret, struct error *err);

@@ -113,10 +113,11 @@ void rest_vm_create(struct http_request *req, void *arg)
     CLEANUP_ERROR struct error err = ERROR_INIT;
     char fingerprint[REST_FINGERPRINT_MAX];
     struct core_request creq;
+    struct core_peer peer;
     struct operation *op;
     json_t *body = rest_body(req, &err);
 
-    if (body == NULL || rest_core_request(req, body, &creq, fingerprint, &err) < 0)
+    if (body == NULL || rest_core_request(req, body, &creq, &peer, fingerprint, &err) < 0)
         goto refuse;
     int replay = rest_answer_replay(rest, req, &creq, &err);
     if (replay < 0 || (replay == 0 && core_vm_create(rest->core, &creq, body, &op, &err) < 0))
@@ -204,12 +205,13 @@ static void verb(struct http_request *req, struct rest *rest, enum vm_verb verb)
     char fingerprint[REST_FINGERPRINT_MAX];
     struct core_verb_args args = {.timeout_s = -1};
     struct core_request creq;
+    struct core_peer peer;
     struct operation *op;
     struct live_vm *vm = NULL;
     CLEANUP_ERROR struct error missing = ERROR_INIT;
     json_t *body = verb == VM_DESTROY ? json_object() : rest_body(req, &err);
 
-    if (body == NULL || verb_args(body, verb, &args, &err) < 0 || rest_core_request(req, body, &creq, fingerprint, &err) < 0)
+    if (body == NULL || verb_args(body, verb, &args, &err) < 0 || rest_core_request(req, body, &creq, &peer, fingerprint, &err) < 0)
         goto refuse;
     int replay = rest_answer_replay(rest, req, &creq, &err);
     if (replay < 0)

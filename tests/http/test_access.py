@@ -1,4 +1,5 @@
 """Who may speak to the daemon: the Unix socket's peers, TCP with a token, and no web page."""
+import json
 import os
 import socket
 import stat
@@ -211,3 +212,57 @@ def test_ipv6_loopback_is_loopback(daemons):
     assert daemon.running()
     api = Client(address=("::1", port))
     assert api.get("/v1/health", headers={"Host": f"[::1]:{port}"}).status == 200
+
+
+# What a client may have vmmd read.
+
+def create_as_nobody(vmmd, image):
+    """POST /v1/vms by curl as user nobody, who may use the socket by its group; status and body."""
+    body = '{"name":"web","backend":"noop","spec":{"image":"%s"}}' % image
+    done = subprocess.run(["curl", "-s", "-w", "\n%{http_code}", "--unix-socket", vmmd.socket, "-H", "Content-Type: application/json",
+                           "-H", "Prefer: wait=30", "-d", body, "http://vmmd/v1/vms"],
+                          user="nobody", group="nogroup", extra_groups=[], capture_output=True, text=True, timeout=60)
+    text, status = done.stdout.rsplit("\n", 1)
+    return int(status), json.loads(text)
+
+
+@pytest.fixture
+def open_to_nogroup(daemons):
+    if os.geteuid() != 0:
+        pytest.skip("only root can be somebody else")
+    daemon = daemons(config="socket_group = nogroup\n")
+    os.chmod(os.path.dirname(daemon.socket), 0o755)
+    return daemon
+
+
+def test_image_that_the_peer_cannot_read_is_forbidden(open_to_nogroup, tmp_path):
+    secret = tmp_path / "secret.img"
+    secret.write_bytes(b"x")
+    os.chmod(tmp_path, 0o755)
+    secret.chmod(0o600)
+    status, problem = create_as_nobody(open_to_nogroup, secret)
+    assert (status, problem["code"]) == (403, "vm_manager::api::forbidden")
+    assert open_to_nogroup.client().get("/v1/vms").json["items"] == []
+
+
+def test_image_that_the_peer_can_read_is_taken(open_to_nogroup):
+    status, operation = create_as_nobody(open_to_nogroup, "/etc/passwd")
+    assert (status, operation["state"]) == (200, "succeeded")
+
+
+def test_rights_are_the_daemons_own_again_after_a_check(open_to_nogroup, tmp_path):
+    test_image_that_the_peer_cannot_read_is_forbidden(open_to_nogroup, tmp_path)
+    status = open(f"/proc/{open_to_nogroup.pid}/status").read()
+    assert "Uid:\t0\t0\t0\t0" in status
+    for task in os.listdir(f"/proc/{open_to_nogroup.pid}/task"):
+        assert "Uid:\t0\t0\t0\t0" in open(f"/proc/{open_to_nogroup.pid}/task/{task}/status").read()
+
+
+def test_paths_over_tcp_must_lie_below_image_dirs(daemons, tmp_path):
+    daemon = daemons(["--listen", f"127.0.0.1:{(port := free_port())}", "--no-auth"], config=f"image_dirs = {tmp_path}\n")
+    tcp = Client(address=("127.0.0.1", port))
+    inside = {"name": "in", "backend": "noop", "spec": {"image": str(tmp_path / "a.qcow2")}}
+    outside = {"name": "out", "backend": "noop", "spec": {"image": "/etc/passwd"}}
+    assert tcp.post("/v1/vms", inside, prefer_wait=30).status == 200
+    assert tcp.post("/v1/vms", outside).code == "image::unsafe"
+    assert daemon.client().post("/v1/vms", outside, prefer_wait=30).status == 200

@@ -66,6 +66,9 @@ struct vm_op {
     int64_t deadline_ms;
     char *key, *fingerprint; /* idempotency, until the intent is durable */
     bool ran;                /* its engine has walked */
+    bool peer_known;
+    struct core_peer peer;   /* who asked */
+    struct file_check *file_check; /* under way on the pool */
 };
 
 extern const struct vm_plan vm_create_plan, vm_create_start_plan, vm_start_plan, vm_stop_plan, vm_kill_plan,
@@ -85,6 +88,9 @@ void vm_op_exited(struct vm_op *vo, const struct backend_exit *end);
 int vm_op_cancel(struct vm_op *vo, struct error *reason);
 /* The daemon leaves: the operation is given up where it stands; its row says what to do at the next start. */
 void vm_op_park(struct vm_op *vo);
+
+/* The operation is given up: a check of files that is under way ends unheard (vm_create.c). */
+void vm_create_forget_check(struct vm_op *vo);
 
 /* Ends the wait of a step from anything but the backend's call. */
 void vm_op_resume(struct vm_op *vo, struct error *err);

@@ -20,6 +20,7 @@ static void vm_op_free(struct vm_op *vo)
         if (vo->all_next != NULL)
             vo->all_next->all_at = vo->all_at;
     }
+    vm_create_forget_check(vo);
     timer_free(vo->timer);
     error_done(&vo->cancelled);
     vm_failure_done(&vo->failure);
@@ -396,6 +397,10 @@ static struct vm_op *vm_op_new(struct live_vm *vm, const struct vm_plan *plan, c
         vo->all_next->all_at = &vo->all_next;
     vm->core->vm_ops = vo;
     vo->deadline_ms = plan->deadline_ms;
+    if (req != NULL && req->peer != NULL) {
+        vo->peer_known = true;
+        vo->peer = *req->peer;
+    }
     if (args != NULL)
         vo->timeout_s = args->timeout_s;
     if (plan->verb == VM_STOP || plan->verb == VM_RESTART) /* the guest's time, and ours */
