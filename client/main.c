@@ -29,16 +29,25 @@ static const char *environment(const char *name)
     return value != NULL && value[0] != '\0' ? value : NULL;
 }
 
+/* Where a user's daemon has its socket: in the session's runtime directory, without one beside its data. */
+static char *own_socket(void)
+{
+    const char *runtime = environment("XDG_RUNTIME_DIR"), *data = environment("XDG_DATA_HOME"), *home = environment("HOME");
+
+    if (runtime != NULL && runtime[0] == '/')
+        return x_printf("%s/vmmd/vmmd.sock", runtime);
+    if (data != NULL && data[0] == '/')
+        return x_printf("%s/vmmd/run/vmmd.sock", data);
+    if (home != NULL && home[0] == '/')
+        return x_printf("%s/.local/share/vmmd/run/vmmd.sock", home);
+    return x_strdup(SYSTEM_SOCKET);
+}
+
 /* root's daemon is the system's; a user's own comes first if its socket exists. */
 static char *default_socket(void)
 {
-    const char *runtime = environment("XDG_RUNTIME_DIR");
-    char *own;
+    char *own = geteuid() == 0 ? x_strdup(SYSTEM_SOCKET) : own_socket();
 
-    if (geteuid() == 0)
-        return x_strdup(SYSTEM_SOCKET);
-    own = runtime != NULL ? x_printf("%s/vmmd/vmmd.sock", runtime)
-                          : x_printf("/run/user/%u/vmmd/vmmd.sock", (unsigned)geteuid());
     if (access(own, F_OK) != 0 && access(SYSTEM_SOCKET, F_OK) == 0) {
         mem_free(own);
         own = x_strdup(SYSTEM_SOCKET);

@@ -174,13 +174,11 @@ struct live_vm *registry_by_id(struct core *core, const char *text)
 struct live_vm *core_vm_find(struct core *core, const char *ref, struct error *err)
 {
     struct uuid id;
-    struct live_vm *vm = registry_by_name(core, ref);
+    struct live_vm *vm = registry_by_id(core, ref);
 
-    if (vm == NULL)
-        vm = registry_by_id(core, ref);
     if (vm != NULL && vm->visible)
         return vm;
-    if (uuid_parse(ref, &id)) {
+    if (uuid_parse(ref, &id)) { /* an id stays an id, also where a VM took it for its name */
         const char *name = tombstone_find(core, &id);
         if (name != NULL) {
             error_set(err, ERR_LIFECYCLE_DESTROYED, "VM %s (%s) was destroyed", name, ref);
@@ -188,6 +186,9 @@ struct live_vm *core_vm_find(struct core *core, const char *ref, struct error *e
             return NULL;
         }
     }
+    vm = registry_by_name(core, ref);
+    if (vm != NULL && vm->visible)
+        return vm;
     error_set(err, ERR_VM_NOT_FOUND, "there is no VM %.100s", ref);
     error_ctx_str(err, "vm", ref);
     return NULL;

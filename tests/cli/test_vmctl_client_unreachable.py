@@ -1,13 +1,16 @@
 """What vmctl says when no daemon answers, and where it looks for one."""
+import glob
 import json
 import os
 import shutil
 import socket
 import subprocess
+import tempfile
+import time
 
 import pytest
 
-from lib.vmmd import VMCTL
+from lib.vmmd import VMCTL, VMMD
 
 CODE = "vm_manager::client::daemon_unreachable"
 NOBODY = 65534
@@ -104,3 +107,33 @@ def test_version_tells_its_own_without_a_daemon(tmp_path):
 def test_errors_explains_its_own_code_without_a_daemon(tmp_path):
     got = run("errors", "client::daemon_unreachable", "--socket", str(tmp_path / "none.sock"))
     assert got.returncode == 0 and CODE in got.stdout and "help:" in got.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+@pytest.mark.parametrize("place", ["XDG_RUNTIME_DIR", "XDG_DATA_HOME", "HOME"])
+def test_user_finds_the_daemon_that_the_user_started(place):
+    """Where vmmd puts its socket when nothing names one, vmctl looks for it."""
+    # No tmp_path: another user may not reach it.
+    with tempfile.TemporaryDirectory(prefix="vmmd-") as home:
+        for binary in glob.glob(os.path.join(os.path.dirname(VMMD), "vmmd*")) + [VMCTL]:
+            if os.path.isfile(binary):
+                shutil.copy(binary, home)
+        os.chmod(home, 0o755)
+        own = os.path.join(home, "own")
+        os.mkdir(own)
+        os.chown(own, NOBODY, NOBODY)
+        env = {"PATH": os.environ["PATH"], "HOME": own if place == "HOME" else "/nonexistent", place: own}
+        if place == "XDG_RUNTIME_DIR":
+            env["HOME"] = own
+        who = {"user": NOBODY, "group": NOBODY, "extra_groups": [], "cwd": "/", "env": env, "stdin": subprocess.DEVNULL}
+        with subprocess.Popen([os.path.join(home, "vmmd")], stderr=subprocess.DEVNULL, **who) as daemon:
+            try:
+                for _ in range(100):
+                    got = subprocess.run([os.path.join(home, "vmctl"), "version", "-o", "json"], capture_output=True, text=True, timeout=30,
+                                         check=False, **who)
+                    if got.returncode == 0 or daemon.poll() is not None:
+                        break
+                    time.sleep(0.1)
+                assert got.returncode == 0, (got, daemon.poll())
+            finally:
+                daemon.terminate()

@@ -210,3 +210,13 @@ def test_the_same_asked_for_many_times_at_once_succeeds_for_all(api, verb, state
     assert [a.status for a in answers] == [200] * 6, answers
     assert sum(a.json["method"] != "none" if verb == "kill" else a.json["steps"] != [] for a in answers) == 1
     assert api.get(path).status == 410 if state is None else get_vm(api)["state"] == state
+
+
+def test_an_id_is_not_taken_over_by_a_name(api):
+    first = make_vm(api, "one")
+    second = make_vm(api, first["id"])
+    assert get_vm(api, first["id"])["name"] == "one"
+    destroy(api, "one")
+    assert api.get(f"/v1/vms/{first['id']}").code == "lifecycle::destroyed"
+    assert api.delete(f"/v1/vms/{first['id']}", prefer_wait=30).json["method"] == "none"
+    assert get_vm(api, second["id"])["state"] == "prepared"
