@@ -675,6 +675,106 @@ static void parked(void **state)
     assert_string_equal(core_bed_get(b, "web", "state"), "prepared");
 }
 
+/* --- what the store refuses --- */
+
+static bool failed_in_store(void *arg)
+{
+    char *n = core_bed_sql(arg, "SELECT count(*) FROM vms WHERE name = 'web' AND json_extract(doc, '$.state') = 'failed'", NULL);
+    bool yes = strcmp(n, "1") == 0;
+
+    mem_free(n);
+    return yes;
+}
+
+static bool ended_in_memory(void *arg)
+{
+    struct live_vm *vm = core_bed_vm(arg, "web");
+
+    return core_vm_data(vm)->state == VM_FAILED && vm->owed;
+}
+
+/* A process that dies while the disk is full: the VM is failed to every reader as soon as there is room. */
+static void refused_is_written_again(void **state)
+{
+    struct core_bed *b = *state;
+
+    core_bed_make(b, "{\"name\":\"web\",\"backend\":\"noop\",\"start\":true,\"labels\":"
+                     "{\"noop.exit\":\"killed:9\",\"noop.exit_after_ms\":\"200\"}}");
+    plant(b, "CREATE TRIGGER no BEFORE INSERT ON vms BEGIN SELECT RAISE(ABORT, 'full'); END");
+    assert_true(core_bed_poll(b, ended_in_memory, b));
+    assert_string_equal(core_bed_get(b, "web", "state"), "running");
+    plant(b, "DROP TRIGGER no");
+    assert_true(core_bed_poll(b, failed_in_store, b));
+    core_bed_quiet(b);
+    assert_string_equal(core_bed_get(b, "web", "state"), "failed");
+}
+
+static bool failed_row(void *arg)
+{
+    char *n = core_bed_sql(arg, "SELECT count(*) FROM operations WHERE kind = 'vm.destroy' AND state = 'failed'", NULL);
+    bool yes = strcmp(n, "1") == 0;
+
+    mem_free(n);
+    return yes;
+}
+
+/* A destroy that was told to have failed is not finished by the next start. */
+static void refused_failure_stays_one(void **state)
+{
+    struct core_bed *b = *state;
+
+    core_bed_make(b, "{\"name\":\"web\",\"backend\":\"noop\",\"labels\":{\"noop.fail\":\"remove\"}}");
+    plant(b, "CREATE TRIGGER no BEFORE INSERT ON operations WHEN new.state = 'failed' BEGIN SELECT RAISE(ABORT, 'full'); END");
+    assert_int_equal(core_bed_do(b, "web", VM_DESTROY), ERR_IO);
+    plant(b, "DROP TRIGGER no");
+    assert_true(core_bed_poll(b, failed_row, b));
+    core_bed_close(b, 0);
+    core_bed_open(b);
+    assert_string_equal(core_bed_get(b, "web", "state"), "prepared");
+}
+
+static bool being_destroyed(void *arg)
+{
+    struct live_vm *vm = core_bed_vm(arg, "web");
+
+    return vm == NULL || core_vm_data(vm)->state == VM_DESTROYED;
+}
+
+/* A PATCH that comes while a destroy is on its way to the store does not bring the VM's row back. */
+static void patch_beside_destroy(void **state)
+{
+    struct core_bed *b = *state;
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+
+    core_bed_make(b, "{\"name\":\"web\",\"backend\":\"noop\"}");
+    struct operation *op = core_bed_verb(b, "web", VM_DESTROY, &err);
+    assert_true(core_bed_poll(b, being_destroyed, b));
+    assert_int_equal(core_bed_patch(b, "web", "{\"labels\":{\"a\":\"b\"}}"), ERR_LIFECYCLE_DESTROYED);
+    core_bed_await(b, op, true);
+    operation_unref(op);
+    core_bed_quiet(b);
+    row_is(b, "SELECT count(*) FROM vms WHERE destroyed_at = 0", NULL, "0");
+}
+
+/* An announcement that takes its time holds the next operation back, and outlives its VM; a stop leaves nothing of it. */
+static void slow_announcements(void **state)
+{
+    struct core_bed *b = *state;
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+
+    core_bed_make(b, "{\"name\":\"web\",\"backend\":\"noop\",\"labels\":{\"noop.delay_ms.vm.start:announce\":\"150\"}}");
+    assert_int_equal(core_bed_do(b, "web", VM_START), ERR_NONE);
+    assert_int_equal(core_bed_do(b, "web", VM_SUSPEND), ERR_NONE);
+    core_bed_quiet(b);
+    core_bed_make(b, "{\"name\":\"db\",\"backend\":\"noop\",\"labels\":{\"noop.delay_ms.vm.destroy:announce\":\"60000\"}}");
+    struct operation *op = core_bed_verb(b, "db", VM_DESTROY, &err);
+    core_bed_await(b, op, true);
+    operation_unref(op);
+    core_bed_close(b, 1); /* the loop closes clean, or this fails */
+    core_bed_open(b);
+    assert_null(core_bed_vm(b, "db"));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -692,6 +792,10 @@ int main(void)
         CORE_TEST(ports_have_one_holder),
         CORE_TEST(interrupted),
         CORE_TEST(parked),
+        CORE_TEST(refused_is_written_again),
+        CORE_TEST(refused_failure_stays_one),
+        CORE_TEST(patch_beside_destroy),
+        CORE_TEST(slow_announcements),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
