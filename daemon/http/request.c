@@ -71,6 +71,13 @@ static void hung_up(void *arg, int events)
     }
 }
 
+bool http_stopping(const struct http_request *req)
+{
+    const struct http_conn *conn = conn_of(req);
+
+    return conn_server(conn)->draining && conn->suspended && !conn->abort;
+}
+
 bool http_watch(struct http_conn *conn)
 {
     if (conn->watch == NULL)
@@ -490,6 +497,8 @@ void http_drain_conn(struct http_conn *conn)
         struct error err = ERROR_INIT;
 
         call_gone(conn);
+        if (conn->state != CONN_PARKED) /* it had an answer */
+            return;
         error_set(&err, ERR_DAEMON_SHUTTING_DOWN, "vmmd stopped while the request waited");
         http_reply_error(&conn->req, &err);
         error_done(&err);

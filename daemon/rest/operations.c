@@ -2,7 +2,7 @@
  *
  *   change ─► operation durable ─┬─ no Prefer: 202
  *                                └─ Prefer: wait=N ─┬─ ended: 200, or its problem document
- *                                                   └─ N seconds over: 202 */
+ *                                                   └─ N seconds over, or the daemon stops: 202 */
 #include <stdio.h>
 #include <string.h>
 
@@ -31,12 +31,6 @@ static void answer_free(struct answer *a)
     mem_free(a);
 }
 
-static void client_left(void *arg, struct http_request *req)
-{
-    (void)req;
-    answer_free(arg);
-}
-
 static void answer_now(struct answer *a)
 {
     struct http_request *req = a->req;
@@ -52,6 +46,17 @@ static void answer_now(struct answer *a)
     else
         http_reply_json(req, operation_ended(op) && a->wait_s > 0 ? 200 : a->done_status, operation_doc(op));
     answer_free(a);
+}
+
+/* The client left; or the daemon stops, and what is under way is answered as after N seconds: it is not lost. */
+static void client_left(void *arg, struct http_request *req)
+{
+    struct answer *a = arg;
+
+    if (a->timer != NULL && http_stopping(req))
+        answer_now(a);
+    else
+        answer_free(a);
 }
 
 static void ended(void *arg, struct error *err)

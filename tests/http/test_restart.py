@@ -135,6 +135,20 @@ def test_waiting_client_is_answered_at_sigterm(api, vmmd):
     assert answer.status == 503 and answer.code == "daemon::shutting_down"
 
 
+def test_client_that_waits_for_its_operation_learns_of_it_at_sigterm(api, vmmd):
+    """It is under way and settled at the next start: 202, as when the wait is over, and no refusal."""
+    make_vm(api, labels={"noop.delay_ms.spawn": "60000"})
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(lambda: api.post("/v1/vms/web/start", prefer_wait=60))
+        eventually(lambda: get_vm(api)["operation"], bool)
+        vmmd.stop()
+        answer = waiting.result(20)
+    assert (answer.status, answer.json["kind"], answer.json["state"]) == (202, "vm.start", "running")
+    assert answer.headers["Location"] == f"/v1/operations/{answer.json['id']}"
+    vmmd.start()
+    assert get_operation(api, answer.json["id"])["error"]["code"] == "vm_manager::operation::interrupted"
+
+
 def test_what_was_answered_is_durable(api, vmmd):
     """kill -9 right after each answer: nothing that a client was told is lost."""
     for number in range(5):
