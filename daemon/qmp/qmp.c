@@ -182,6 +182,7 @@ static void on_connected(void *arg)
     struct qmp *q = arg;
 
     q->state = QMP_GREETING;
+    q->last_errnum = 0; /* that of an earlier try explains nothing any more */
 }
 
 static void on_data(void *arg, const char *data, size_t len)
