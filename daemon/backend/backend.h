@@ -106,6 +106,10 @@ struct backend {
      * missing), reconnects, and says how it stands.  ret is filled before done. */
     int (*adopt)(struct backend_vm *bvm, struct backend_adoption *ret, struct backend_call *call, struct error *err);
 
+    /* After a start that failed: its process' last words, and how it ended; status is not known where the backend ended it or
+     * there was none.  NULL: not told. */
+    void (*failed_start)(struct backend_vm *bvm, struct backend_exit *ret);
+
     /* Whether the agent was asked for by the last press and answers; for the stop's "method". */
     bool (*pressed_agent)(struct backend_vm *bvm);
 

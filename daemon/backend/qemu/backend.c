@@ -182,6 +182,13 @@ static void qemu_cancel(struct backend_vm *bvm)
         bvm->hurry(bvm);
 }
 
+static void qemu_failed_start(struct backend_vm *bvm, struct backend_exit *ret)
+{
+    process_describe_end(bvm, ret);
+    if (!bvm->ended_early)
+        ret->status = (struct exit_status){0};
+}
+
 static bool qemu_pressed_agent(struct backend_vm *bvm)
 {
     return bvm->pressed_agent;
@@ -243,6 +250,7 @@ static const struct backend vtable = {
     .suspend = qemu_suspend,
     .resume = qemu_resume,
     .adopt = qemu_adopt,
+    .failed_start = qemu_failed_start,
     .pressed_agent = qemu_pressed_agent,
     .log_path = qemu_log_path,
     .console = qemu_console,

@@ -177,6 +177,17 @@ static void synced(struct backend_vm *bvm, struct job *job, int rc, struct error
     call_end(bvm, NULL);
 }
 
+void qemu_img_error(const struct backend_vm *bvm, const struct tool_result *result, const char *done, struct error *err)
+{
+    bool full = strstr(result->err_text, strerror(ENOSPC)) || strstr(result->err_text, strerror(EDQUOT));
+    char why[300];
+
+    error_set(err, full ? ERR_HOST_DISK_FULL : ERR_IMAGE_OVERLAY_CREATION_FAILED, "the disk of VM %s could not be %s",
+              bvm->vm->name, done);
+    last_line(result->err_text, result->err_len, why, sizeof(why));
+    error_cause(err, "%s", result->timed_out ? "qemu-img did not end in time" : why);
+}
+
 static void overlay_made(void *arg, const struct tool_result *result)
 {
     struct backend_vm *bvm = arg;
@@ -185,11 +196,7 @@ static void overlay_made(void *arg, const struct tool_result *result)
 
     tool_free(TAKE_PTR(bvm->tool));
     if (result->timed_out || result->status.code != 0) {
-        bool full = strstr(result->err_text, strerror(ENOSPC)) || strstr(result->err_text, strerror(EDQUOT));
-
-        error_set(&err, full ? ERR_HOST_DISK_FULL : ERR_IMAGE_OVERLAY_CREATION_FAILED,
-                  "the disk of VM %s could not be created", bvm->vm->name);
-        error_cause(&err, "%.300s", result->timed_out ? "qemu-img did not end in time" : result->err_text);
+        qemu_img_error(bvm, result, "created", &err);
         create_fail(bvm, &err);
         return;
     }

@@ -84,6 +84,7 @@ struct backend_vm {
     bool started;     /* verified or adopted: its end is an event */
     bool paused;      /* as core was last told */
     bool died;        /* it ended between two steps of the start */
+    bool ended_early; /* it ended by itself during the start */
     bool kill_asked;  /* the call is a kill: the end completes it */
     bool press_asked; /* the call is a press: the end is what it wanted */
     bool term_asked;
@@ -199,6 +200,12 @@ int process_ended_error(struct backend_vm *bvm, struct error *err);
 void process_describe_end(struct backend_vm *bvm, struct backend_exit *end);
 /* Lets go of the process and all channels, without events. */
 void process_detach(struct backend_vm *bvm);
+
+/* files.c: what qemu-img's failure means for the VM's disk, which could not be `done`. */
+void qemu_img_error(const struct backend_vm *bvm, const struct tool_result *result, const char *done, struct error *err);
+
+/* probe.c: the last line of what a tool wrote, without its end. */
+void last_line(const char *text, size_t len, char *out, size_t size);
 
 /* ---- monitor.c ---- */
 

@@ -196,7 +196,7 @@ static bool each_answer(const struct tool_result *r, void (*fn)(struct qemu_host
     return quit;
 }
 
-static void last_line(const char *text, size_t len, char *out, size_t size)
+void last_line(const char *text, size_t len, char *out, size_t size)
 {
     const char *start;
 

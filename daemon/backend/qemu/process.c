@@ -136,6 +136,7 @@ static void deliver(struct backend_vm *bvm)
         return;
     }
     process_describe_end(bvm, &end);
+    bvm->ended_early = !was_started;
     if (bvm->call) {
         if (!bvm->press_asked)
             process_ended_error(bvm, &err);

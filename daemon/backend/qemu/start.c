@@ -141,9 +141,8 @@ static void grown(void *arg, const struct tool_result *result)
     bvm->tool = NULL;
     if (bvm->cancelled) {
         call_cancelled_error(bvm, &err);
-    } else if (result->status.code != 0) {
-        error_set(&err, ERR_IMAGE_OVERLAY_CREATION_FAILED, "the disk of VM %s could not be grown", bvm->vm->name);
-        error_cause(&err, "%.300s", result->err_text);
+    } else if (result->timed_out || result->status.code != 0) {
+        qemu_img_error(bvm, result, "grown", &err);
     } else {
         call_end(bvm, NULL);
         return;
@@ -347,6 +346,7 @@ static void forget_last_run(struct backend_vm *bvm)
     bvm->started = false;
     bvm->paused = false;
     bvm->died = false;
+    bvm->ended_early = false;
     bvm->term_asked = false;
     bvm->mute = false;
     bvm->reconnecting = false;

@@ -16,16 +16,28 @@ static enum vm_state state_of_end(enum backend_end end)
     return end == BACKEND_END_GUEST_OFF ? VM_STOPPED : VM_FAILED;
 }
 
+/* The process ended during the start, was ended as mute, or was never there. */
+static void set_start_failure(struct vm_op *vo)
+{
+    const struct error *err = &vo->res->error;
+    struct live_vm *vm = vo->vm;
+    struct backend_exit end = {0};
+
+    if (vo->ended)
+        end = vo->end;
+    else if (vm->bvm != NULL && vm->be->failed_start != NULL)
+        vm->be->failed_start(vm->bvm, &end);
+    else if (err->n_causes > 0)
+        end.stderr_tail = err->causes[0];
+    live_vm_set_failure(vm, err->code, VM_FAILURE_SPAWN, &end.status, err->message, end.stderr_tail);
+}
+
 void vm_op_settle(struct vm_op *vo, bool cancelled)
 {
     struct vm *vm = &vo->vm->vm;
-    const struct error *err = &vo->res->error;
 
     if (vo->started && vo->spawn_failed && !cancelled) {
-        live_vm_set_failure(vo->vm, err->code, VM_FAILURE_SPAWN, vo->ended ? &vo->end.status : NULL, err->message,
-                            vo->end_tail != NULL ? vo->end_tail
-                            : err->n_causes > 0  ? err->causes[0]
-                                                 : NULL);
+        set_start_failure(vo);
         vm->state = VM_FAILED;
     } else if (vo->ended && (vm->state == VM_RUNNING || vm->state == VM_SUSPENDED)) {
         vm->state = vo->stop_asked ? VM_STOPPED : state_of_end(vo->end.end);
