@@ -165,7 +165,7 @@ PYTEST     = $(PYTHON) -m pytest -q -n 2
 RUN_C      = tests/lib/run-c-tests.sh
 NEED_TESTS = @contrib/deps.sh --need build run test
 
-.PHONY: check check-unit check-http check-cli check-e2e
+.PHONY: check check-unit check-http check-cli check-e2e check-storm
 check: ## everything: packages, build, guest, lint and all tests
 	@MAKE='$(MAKE)' PYTHON='$(PYTHON)' tests/lib/check.sh
 
@@ -183,6 +183,9 @@ check-cli: all ## vmctl, from outside
 check-e2e: all guest ## real guests
 	$(NEED_TESTS)
 	@$(PYTEST) tests/e2e
+
+check-storm: all ## random clients, ends, kills and restarts (STORM="--seed 7 --seconds 300")
+	@$(PYTHON) tests/fault/stress.py $(STORM)
 
 # Each sanitizer has a build of its own, and C tests and black box tests that stay away from QEMU run on it.
 ASAN_FLAGS = BUILD=build-asan SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined' HARDEN=-fPIE OPTIMISE='-O1 -g -fno-omit-frame-pointer'

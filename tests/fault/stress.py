@@ -417,6 +417,7 @@ class Storm:
             print("kept:", self.daemon.dir)
         else:
             self.daemon.close()
+        print(f"storm: {0 if self.faults else 1} passed, {len(self.faults)} failed")
         return 1 if self.faults else 0
 
 

@@ -75,6 +75,12 @@ for part in http cli e2e; do
     add $logs/$part.log $status ' in [0-9.]+s'
 done
 
+stage storm "$python" tests/fault/stress.py --seconds 15
+status=$?
+grep -a FAULT $logs/storm.log
+tail -n 1 $logs/storm.log
+add $logs/storm.log $status '^storm: '
+
 stage coverage "$python" tests/lint/contract-coverage.py
 status=$?
 tail -n 1 $logs/coverage.log
