@@ -418,7 +418,8 @@ static void make_room(struct http_listener *l)
     if (l->n_conns + max / 16 + 1 < max)
         return;
     for (struct http_conn *c = l->server->conns; c != NULL; c = c->next)
-        if (c->listener == l && c->state == CONN_IDLE && !c->fresh && c->deadline != 0 && (oldest == NULL || c->deadline <= oldest->deadline))
+        if (c->listener == l && c->state == CONN_IDLE && !c->fresh && c->deadline != 0 &&
+            (oldest == NULL || c->deadline <= oldest->deadline))
             oldest = c;
     if (oldest == NULL)
         return;
