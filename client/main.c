@@ -32,7 +32,8 @@ static const char *environment(const char *name)
 /* Where a user's daemon has its socket: in the session's runtime directory, without one beside its data. */
 static char *own_socket(void)
 {
-    const char *runtime = environment("XDG_RUNTIME_DIR"), *data = environment("XDG_DATA_HOME"), *home = environment("HOME");
+    const char *runtime = environment("XDG_RUNTIME_DIR"), *data = environment("XDG_DATA_HOME"),
+               *home = environment("HOME");
 
     if (runtime != NULL && runtime[0] == '/')
         return x_printf("%s/vmmd/vmmd.sock", runtime);

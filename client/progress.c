@@ -73,7 +73,8 @@ void progress_update(struct progress *p, const json_t *operation)
     {
         CLEANUP_FREE char *text = NULL;
 
-        if (i < p->reported || strcmp(json_text(step, "state"), "pending") == 0 || strcmp(json_text(step, "state"), "skipped") == 0)
+        if (i < p->reported || strcmp(json_text(step, "state"), "pending") == 0 ||
+            strcmp(json_text(step, "state"), "skipped") == 0)
             continue;
         text = x_printf("%s: %s: %s", json_text(json_object_get(operation, "target"), "vm_name"), verb_of(operation),
                         json_text(step, "name"));

@@ -105,7 +105,8 @@ static int set_bool(bool *field, const char *value)
     return 0;
 }
 
-static int set_key(struct config *config, const struct key *key, const char *value, const char *where, struct error *err)
+static int set_key(struct config *config, const struct key *key, const char *value, const char *where,
+                   struct error *err)
 {
     void *field = (char *)config + key->offset;
     char expected[64];
@@ -118,13 +119,17 @@ static int set_key(struct config *config, const struct key *key, const char *val
     case KEY_TEXT:
         return *value != '\0' ? set_text(field, value, err) : bad(err, where, key->name, value, "a value is needed");
     case KEY_LIST:
-        return *value != '\0' ? add_items(field, value, NULL, err) : bad(err, where, key->name, value, "a value is needed");
+        return *value != '\0' ? add_items(field, value, NULL, err)
+                              : bad(err, where, key->name, value, "a value is needed");
     case KEY_PATHS:
-        return value[0] == '/' ? add_items(field, value, ":", err) : bad(err, where, key->name, value, "absolute paths separated by : are needed");
+        return value[0] == '/' ? add_items(field, value, ":", err)
+                               : bad(err, where, key->name, value, "absolute paths separated by : are needed");
     case KEY_BOOL:
         return set_bool(field, value) == 0 ? 0 : bad(err, where, key->name, value, "yes or no is needed");
     case KEY_LOG_LEVEL:
-        return log_level_parse(value, field) ? 0 : bad(err, where, key->name, value, "error, warn, info or debug is needed");
+        return log_level_parse(value, field)
+                   ? 0
+                   : bad(err, where, key->name, value, "error, warn, info or debug is needed");
     case KEY_LOG_FORMAT:
         if (strcmp(value, "json") != 0 && strcmp(value, "logfmt") != 0)
             return bad(err, where, key->name, value, "logfmt or json is needed");
@@ -149,8 +154,8 @@ int config_set(struct config *config, const char *name, const char *value, const
         names[i] = keys[i].name;
     }
     const char *near = str_nearest(name, names);
-    return error_set(err, ERR_API_INVALID_FIELD, "%s: there is no key \"%.60s\"%s%s%s", where, name, near != NULL ? "; did you mean \"" : "",
-                     near != NULL ? near : "", near != NULL ? "\"?" : "");
+    return error_set(err, ERR_API_INVALID_FIELD, "%s: there is no key \"%.60s\"%s%s%s", where, name,
+                     near != NULL ? "; did you mean \"" : "", near != NULL ? near : "", near != NULL ? "\"?" : "");
 }
 
 static char *trim(char *s)
@@ -240,7 +245,8 @@ int config_finish(struct config *config, struct error *err)
         config->socket = mem_printf("%s/vmmd.sock", config->runtime_dir);
     if (config->socket_group == NULL)
         config->socket_group = mem_strdup("vmmd");
-    if (config->data_dir == NULL || config->runtime_dir == NULL || config->socket == NULL || config->socket_group == NULL)
+    if (config->data_dir == NULL || config->runtime_dir == NULL || config->socket == NULL ||
+        config->socket_group == NULL)
         return error_set(err, ERR_IO, "no place for the data: set HOME, or give --data-dir and --runtime-dir");
     if (strlen(config->socket) > 107)
         return error_set(err, ERR_IO, "the socket path %s is longer than 107 bytes", config->socket);

@@ -1,8 +1,8 @@
 /* main.c - vmmd: flags, config, signals, wiring.  The only file that knows every module.
  *
- *   flags and config ─► directories, lock ─► store ─► backends (probed) ─► core (recovered) ─► http (serving) ─► READY=1
- *   SIGTERM, SIGINT: STOPPING=1, no new connections or changes, what is under way ends or is parked, guests run on, exit 0
- *   SIGHUP: the config is read again; log_level, log_format and the token take effect */
+ *   flags and config ─► directories, lock ─► store ─► backends (probed) ─► core (recovered) ─► http (serving) ─►
+ * READY=1 SIGTERM, SIGINT: STOPPING=1, no new connections or changes, what is under way ends or is parked, guests run
+ * on, exit 0 SIGHUP: the config is read again; log_level, log_format and the token take effect */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -69,10 +69,17 @@ static const char usage_text[] =
 /* --- flags --- */
 
 static const struct option options[] = {
-    {"config", required_argument, NULL, 'c'},  {"data-dir", required_argument, NULL, 'd'}, {"runtime-dir", required_argument, NULL, 'r'},
-    {"socket", required_argument, NULL, 's'},  {"listen", required_argument, NULL, 'l'},   {"no-auth", no_argument, NULL, 'n'},
-    {"log-level", required_argument, NULL, 'L'}, {"check", no_argument, NULL, 'C'},        {"help", no_argument, NULL, 'h'},
-    {"version", no_argument, NULL, 'v'},       {0},
+    {"config", required_argument, NULL, 'c'},
+    {"data-dir", required_argument, NULL, 'd'},
+    {"runtime-dir", required_argument, NULL, 'r'},
+    {"socket", required_argument, NULL, 's'},
+    {"listen", required_argument, NULL, 'l'},
+    {"no-auth", no_argument, NULL, 'n'},
+    {"log-level", required_argument, NULL, 'L'},
+    {"check", no_argument, NULL, 'C'},
+    {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, 'v'},
+    {0},
 };
 
 struct flag_list {
@@ -98,7 +105,8 @@ static int parse_flags(int argc, char **argv, struct flag_list *flags)
     static const struct {
         int opt;
         const char *key;
-    } keys[] = {{'d', "data_dir"}, {'r', "runtime_dir"}, {'s', "socket"}, {'l', "listen"}, {'n', "no_auth"}, {'L', "log_level"}};
+    } keys[] = {{'d', "data_dir"}, {'r', "runtime_dir"}, {'s', "socket"},
+                {'l', "listen"},   {'n', "no_auth"},     {'L', "log_level"}};
     int opt;
 
     while ((opt = getopt_long(argc, argv, "h", options, NULL)) != -1) {
@@ -116,7 +124,9 @@ static int parse_flags(int argc, char **argv, struct flag_list *flags)
             if (keys[i].opt != opt || flags->n == ARRAY_SIZE(flags->keys))
                 continue;
             flags->keys[flags->n] = keys[i].key;
-            flags->values[flags->n++] = opt == 'n' ? mem_strdup("yes") : strchr("drs", opt) != NULL ? absolute(optarg) : mem_strdup(optarg);
+            flags->values[flags->n++] = opt == 'n'                   ? mem_strdup("yes")
+                                        : strchr("drs", opt) != NULL ? absolute(optarg)
+                                                                     : mem_strdup(optarg);
         }
     }
     if (optind < argc) {
@@ -164,8 +174,8 @@ static int parent_make(const char *path, struct error *err)
     return dir_make(dir, 0755, err);
 }
 
-/* One vmmd for one data directory.  A QEMU that is just being started by a vmmd that died holds the lock until its exec, so
- * that nothing half started is missed: hence the short patience. */
+/* One vmmd for one data directory.  A QEMU that is just being started by a vmmd that died holds the lock until its
+ * exec, so that nothing half started is missed: hence the short patience. */
 static int lock_data_dir(struct daemon *d, struct error *err)
 {
     CLEANUP_FREE char *path = mem_printf("%s/vmmd.lock", d->config.data_dir);
@@ -185,7 +195,8 @@ static int lock_data_dir(struct daemon *d, struct error *err)
         }
         ssize_t n = pread(d->lock_fd, text, sizeof(text) - 1, 0);
         text[n > 0 ? strcspn(text, "\n") : 0] = '\0';
-        return error_set(err, ERR_IO, "another vmmd (pid %s) holds the data directory %s", *text != '\0' ? text : "unknown", d->config.data_dir);
+        return error_set(err, ERR_IO, "another vmmd (pid %s) holds the data directory %s",
+                         *text != '\0' ? text : "unknown", d->config.data_dir);
     }
     int n = snprintf(text, sizeof(text), "%d\n", (int)getpid());
     if (ftruncate(d->lock_fd, 0) < 0 || pwrite(d->lock_fd, text, (size_t)n, 0) != n)
@@ -426,7 +437,8 @@ static int build(struct daemon *d, struct error *err)
         return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
     timer_start(d->alive, STAY_MS, STAY_MS);
     d->waker = loop_waker_new(d->loop, store_ready, d, err);
-    if (d->waker == NULL || store_open(d->config.data_dir, store_wake, d->waker, &d->store, err) < 0 || make_backends(d, err) < 0)
+    if (d->waker == NULL || store_open(d->config.data_dir, store_wake, d->waker, &d->store, err) < 0 ||
+        make_backends(d, err) < 0)
         return -1;
     core_config_defaults(&cc);
     cc.data_dir = d->config.data_dir;
@@ -437,8 +449,12 @@ static int build(struct daemon *d, struct error *err)
     d->core = core_new(d->loop, d->store, d->backends, &cc, err);
     if (d->core == NULL)
         return -1;
-    d->rest = (struct rest){.core = d->core, .loop = d->loop, .data_dir = d->config.data_dir, .started_at = clock_wall_ms(),
-                            .max_connections = (unsigned)d->config.max_connections, .max_parked = (unsigned)d->config.max_waits,
+    d->rest = (struct rest){.core = d->core,
+                            .loop = d->loop,
+                            .data_dir = d->config.data_dir,
+                            .started_at = clock_wall_ms(),
+                            .max_connections = (unsigned)d->config.max_connections,
+                            .max_parked = (unsigned)d->config.max_waits,
                             .max_streams = (unsigned)d->config.max_streams};
     return qemu_backend_probe(d->backends[0], recover, d, err);
 }

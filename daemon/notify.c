@@ -26,7 +26,8 @@ void notify(const char *state)
         addr.sun_path[0] = '\0';
     CLEANUP_FD int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd >= 0)
-        (void)!sendto(fd, state, strlen(state), MSG_NOSIGNAL, (struct sockaddr *)&addr, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len));
+        (void)!sendto(fd, state, strlen(state), MSG_NOSIGNAL, (struct sockaddr *)&addr,
+                      (socklen_t)(offsetof(struct sockaddr_un, sun_path) + len));
 }
 
 void notify_reloading(void)

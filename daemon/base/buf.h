@@ -16,10 +16,13 @@ struct buf {
     bool failed;
 };
 
-#define BUF_INIT(maximum) {.max = (maximum)}
+#define BUF_INIT(maximum) \
+    {                     \
+        .max = (maximum)  \
+    }
 
 void buf_init(struct buf *b, size_t max);
-void buf_done(struct buf *b); /* frees; the buffer is empty and usable again */
+void buf_done(struct buf *b);  /* frees; the buffer is empty and usable again */
 void buf_reset(struct buf *b); /* empties, keeps the memory, clears the failure */
 int buf_append(struct buf *b, const void *data, size_t len);
 int buf_str(struct buf *b, const char *s);

@@ -10,7 +10,7 @@
 
 static const struct error_info catalogue[ERR_MAX] = {
     [ERR_NONE] = {"NONE", "vm_manager::none", 200, 0, false, "No error", ""},
-#define ERROR(name, code, status, exit, retryable, title, help)                                                        \
+#define ERROR(name, code, status, exit, retryable, title, help) \
     [ERR_##name] = {#name, "vm_manager::" code, status, exit, retryable, title, help},
 #include "errors.def"
 #undef ERROR

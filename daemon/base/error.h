@@ -21,10 +21,10 @@ enum error_code {
 
 /* A row of the catalogue. */
 struct error_info {
-    const char *name;  /* "VM_BUSY" */
-    const char *code;  /* "vm_manager::vm::busy" */
-    int status;        /* HTTP status, 0 for errors only vmctl makes */
-    int exit_code;     /* vmctl's exit code */
+    const char *name; /* "VM_BUSY" */
+    const char *code; /* "vm_manager::vm::busy" */
+    int status;       /* HTTP status, 0 for errors only vmctl makes */
+    int exit_code;    /* vmctl's exit code */
     bool retryable;
     const char *title;
     const char *help;
@@ -51,7 +51,10 @@ struct error {
     size_t n_causes;
 };
 
-#define ERROR_INIT {.code = ERR_NONE}
+#define ERROR_INIT       \
+    {                    \
+        .code = ERR_NONE \
+    }
 
 /* The catalogue's row of `code`; the row of daemon::internal for a code out of range. */
 const struct error_info *error_info(enum error_code code);

@@ -14,11 +14,11 @@ static inline void fd_closep(const int *fd)
     fd_close(*fd);
 }
 #define CLEANUP_FD __attribute__((cleanup(fd_closep)))
-#define TAKE_FD(fd)                                                                                                    \
-    ({                                                                                                                 \
-        int take_fd_ = (fd);                                                                                           \
-        (fd) = -1;                                                                                                     \
-        take_fd_;                                                                                                      \
+#define TAKE_FD(fd)          \
+    ({                       \
+        int take_fd_ = (fd); \
+        (fd) = -1;           \
+        take_fd_;            \
     })
 
 int fd_write_all(int fd, const void *data, size_t len); /* 0, or -1 with errno */

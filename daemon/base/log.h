@@ -19,10 +19,10 @@ void log_write(enum log_level level, const char *message, ...) __attribute__((se
 #define LOG_ERROR(...) log_write(LOG_LEVEL_ERROR, __VA_ARGS__, NULL)
 #define LOG_WARN(...) log_write(LOG_LEVEL_WARN, __VA_ARGS__, NULL)
 #define LOG_INFO(...) log_write(LOG_LEVEL_INFO, __VA_ARGS__, NULL)
-#define LOG_DEBUG(...)                                                                                                 \
-    do {                                                                                                               \
-        if (log_enabled(LOG_LEVEL_DEBUG))                                                                              \
-            log_write(LOG_LEVEL_DEBUG, __VA_ARGS__, NULL);                                                             \
+#define LOG_DEBUG(...)                                     \
+    do {                                                   \
+        if (log_enabled(LOG_LEVEL_DEBUG))                  \
+            log_write(LOG_LEVEL_DEBUG, __VA_ARGS__, NULL); \
     } while (0)
 
 #endif

@@ -38,7 +38,8 @@ size_t utf8_sequence(const char *s, size_t left)
             return 0;
         code = (code << 6) | (p[i] & 0x3fU);
     }
-    if ((n == 3 && (code < 0x800 || (code >= 0xd800 && code <= 0xdfff))) || (n == 4 && (code < 0x10000 || code > 0x10ffff)))
+    if ((n == 3 && (code < 0x800 || (code >= 0xd800 && code <= 0xdfff))) ||
+        (n == 4 && (code < 0x10000 || code > 0x10ffff)))
         return 0;
     return n;
 }
@@ -143,7 +144,8 @@ bool str_equal_const_time(const char *a, const char *b)
     return diff == 0;
 }
 
-/* SipHash-1-3: clients choose names and idempotency keys, and with a key they cannot know none of them collide by design. */
+/* SipHash-1-3: clients choose names and idempotency keys, and with a key they cannot know none of them collide by
+ * design. */
 
 static uint64_t rotate(uint64_t x, int bits)
 {
@@ -177,8 +179,8 @@ uint64_t str_hash(const char *s)
     pthread_once(&hash_key_once, hash_key_make);
 
     size_t len = strlen(s), left = len;
-    uint64_t word = 0, v[4] = {hash_key[0] ^ 0x736f6d6570736575U, hash_key[1] ^ 0x646f72616e646f6dU, hash_key[0] ^ 0x6c7967656e657261U,
-                               hash_key[1] ^ 0x7465646279746573U};
+    uint64_t word = 0, v[4] = {hash_key[0] ^ 0x736f6d6570736575U, hash_key[1] ^ 0x646f72616e646f6dU,
+                               hash_key[0] ^ 0x6c7967656e657261U, hash_key[1] ^ 0x7465646279746573U};
 
     for (; left >= sizeof(word); left -= sizeof(word), s += sizeof(word)) {
         memcpy(&word, s, sizeof(word));

@@ -52,8 +52,8 @@ void table_remove(struct table *t, struct table_node *node)
         }
 }
 
-struct table_node *table_find(const struct table *t, uint64_t hash, bool (*equal)(const struct table_node *node, const void *key),
-                              const void *key)
+struct table_node *table_find(const struct table *t, uint64_t hash,
+                              bool (*equal)(const struct table_node *node, const void *key), const void *key)
 {
     if (t->n_slots == 0)
         return NULL;

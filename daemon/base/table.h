@@ -22,8 +22,8 @@ void table_done(struct table *t); /* frees the slots, not the nodes */
 int table_add(struct table *t, struct table_node *node, uint64_t hash);
 void table_remove(struct table *t, struct table_node *node); /* a node that is not there is fine */
 /* The first node of this hash for which equal(node, key) holds, or NULL. */
-struct table_node *table_find(const struct table *t, uint64_t hash, bool (*equal)(const struct table_node *node, const void *key),
-                              const void *key);
+struct table_node *table_find(const struct table *t, uint64_t hash,
+                              bool (*equal)(const struct table_node *node, const void *key), const void *key);
 /* Walks all nodes; fn may remove the node it is given. */
 void table_each(struct table *t, void (*fn)(struct table_node *node, void *arg), void *arg);
 

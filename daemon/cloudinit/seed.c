@@ -1,8 +1,8 @@
 /* seed.c - builds a NoCloud seed.
  *
- * Happy path: meta-data is a JSON object (JSON is YAML), user-data the caller's text or "#cloud-config" and a JSON object
- * with the user, its keys and the host name; libarchive writes both, and what else was given, as an ISO image.  Built as
- * data, so that no host name or key can end its string and add a line of its own.
+ * Happy path: meta-data is a JSON object (JSON is YAML), user-data the caller's text or "#cloud-config" and a JSON
+ * object with the user, its keys and the host name; libarchive writes both, and what else was given, as an ISO image.
+ * Built as data, so that no host name or key can end its string and add a line of its own.
  *
  * Failures: memory, text that is not UTF-8, and the disk; the half-written file is removed. */
 #include "cloudinit/seed.h"
@@ -91,8 +91,7 @@ int seed_build(const struct seed_input *input, struct seed *ret, struct error *e
     json_t *meta = json_pack("{s:s, s:s*}", "instance-id", input->instance_id, "local-hostname", input->hostname);
 
     s.meta_data = document("", meta);
-    s.user_data =
-        input->user_data ? mem_strdup(input->user_data) : document("#cloud-config\n", user_data_json(input));
+    s.user_data = input->user_data ? mem_strdup(input->user_data) : document("#cloud-config\n", user_data_json(input));
     s.vendor_data = copy_text(input->vendor_data, &failed);
     s.network_config = copy_text(input->network_config, &failed);
     if (failed || !s.meta_data || !s.user_data) {

@@ -82,7 +82,8 @@ static int port_claim(struct live_vm *vm, bool udp, const char *ip, uint16_t num
     return port_take(vm, udp, number, err);
 }
 
-/* Where ports are chosen from: below what the kernel gives to outgoing connections first, from there on when that is full. */
+/* Where ports are chosen from: below what the kernel gives to outgoing connections first, from there on when that is
+ * full. */
 static const struct {
     uint16_t first, last;
 } port_ranges[] = {{20000, 32767}, {32768, 60999}};
@@ -109,7 +110,8 @@ static int port_choose(struct live_vm *vm, bool udp, const char *ip, uint16_t *r
     for (size_t i = 0; i < ARRAY_SIZE(port_ranges) && number == 0; i++)
         port_choose_in(vm, udp, ip, port_ranges[i].first, port_ranges[i].last, &number);
     if (number == 0)
-        return error_set(err, ERR_NETWORK_PORT_IN_USE, "every %s port from 20000 to 60999 is taken", udp ? "UDP" : "TCP");
+        return error_set(err, ERR_NETWORK_PORT_IN_USE, "every %s port from 20000 to 60999 is taken",
+                         udp ? "UDP" : "TCP");
     if (port_take(vm, udp, number, err) < 0)
         return -1;
     *ret = number;
@@ -161,7 +163,8 @@ int alloc_vm(struct live_vm *vm, bool probe, struct error *err)
             return -1;
     }
     uint16_t *ssh = &vm->vm.runtime.ssh_host_port;
-    return *ssh == 0 ? port_choose(vm, false, "127.0.0.1", ssh, err) : port_claim(vm, false, "127.0.0.1", *ssh, probe, err);
+    return *ssh == 0 ? port_choose(vm, false, "127.0.0.1", ssh, err)
+                     : port_claim(vm, false, "127.0.0.1", *ssh, probe, err);
 }
 
 static void port_drop(struct live_vm *vm, bool udp, uint16_t number)

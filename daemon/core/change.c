@@ -1,10 +1,10 @@
 /* change.c - render, write, publish.
  *
- * Happy path: documents and events are rendered when they are added, so that a change is a picture of one moment; the store
- * writes them as one transaction; when it is durable the rendered documents replace the published ones, the events go
- * out, the waits are looked at, and `done` is told.  Changes become durable in the order they were committed.
- * Failure modes: no memory or no disk: nothing of it is published, and `done` gets the error; who made it restores what it
- * had changed in memory, and what the VMs then are is written again later (owed.c). */
+ * Happy path: documents and events are rendered when they are added, so that a change is a picture of one moment; the
+ * store writes them as one transaction; when it is durable the rendered documents replace the published ones, the
+ * events go out, the waits are looked at, and `done` is told.  Changes become durable in the order they were committed.
+ * Failure modes: no memory or no disk: nothing of it is published, and `done` gets the error; who made it restores what
+ * it had changed in memory, and what the VMs then are is written again later (owed.c). */
 #include <string.h>
 
 #include "base/clock.h"
@@ -39,7 +39,7 @@ struct change {
     struct store_tx *tx;
     struct change_event *events, **events_end;
     struct change_vm_doc *docs, **docs_end;
-    bool failed; /* memory was short */
+    bool failed;           /* memory was short */
     struct loop_task task; /* tells a failed one */
     void (*done)(void *arg, struct error *err);
     void *arg;
@@ -109,7 +109,10 @@ void change_vm(struct change *ch, struct live_vm *vm, bool destroyed)
         ch->failed = true;
         return;
     }
-    struct store_vm_row row = {.id = uuid_text(&vm->vm.id, id), .name = vm->vm.name, .doc = d->doc, .private_doc = private_doc,
+    struct store_vm_row row = {.id = uuid_text(&vm->vm.id, id),
+                               .name = vm->vm.name,
+                               .doc = d->doc,
+                               .private_doc = private_doc,
                                .destroyed_at = destroyed || vm->vm.state == VM_DESTROYED ? vm->vm.updated_at : 0};
     store_put_vm(ch->tx, &row);
 }
@@ -123,15 +126,25 @@ void change_operation(struct change *ch, struct operation *op)
             ch->failed = true;
         return;
     }
-    struct store_operation_row row = {.id = op->id, .kind = op->kind, .vm_id = op->vm_id, .state = operation_state_text(op->state),
-                                      .doc = doc, .created_at = op->created_at, .finished_at = op->finished_at};
+    struct store_operation_row row = {.id = op->id,
+                                      .kind = op->kind,
+                                      .vm_id = op->vm_id,
+                                      .state = operation_state_text(op->state),
+                                      .doc = doc,
+                                      .created_at = op->created_at,
+                                      .finished_at = op->finished_at};
     store_put_operation(ch->tx, &row);
 }
 
-void change_leftover(struct change *ch, const char *id, const char *kind, const char *vm_id, const char *state, const char *doc,
-                     int64_t created_at, int64_t finished_at)
+void change_leftover(struct change *ch, const char *id, const char *kind, const char *vm_id, const char *state,
+                     const char *doc, int64_t created_at, int64_t finished_at)
 {
-    struct store_operation_row row = {.id = id, .kind = kind, .vm_id = vm_id, .state = state, .doc = doc, .created_at = created_at,
+    struct store_operation_row row = {.id = id,
+                                      .kind = kind,
+                                      .vm_id = vm_id,
+                                      .state = state,
+                                      .doc = doc,
+                                      .created_at = created_at,
                                       .finished_at = finished_at};
 
     if (ch != NULL && doc != NULL)
@@ -192,11 +205,11 @@ void change_event(struct change *ch, const char *type, const struct live_vm *vm,
     }
     if (request_id == NULL && op != NULL)
         request_id = op->request_id;
-    e->doc = json_text(json_pack("{s:I,s:s,s:s,s:o,s:o,s:o,s:o,s:o}", "id", (json_int_t)e->id, "type", type, "at", clock_text(now, at),
-                                 "vm_id", text_or_null(vm != NULL ? e->vm_id : NULL), "vm_name", text_or_null(e->vm_name),
-                                 "request_id", text_or_null(request_id), "operation_id", text_or_null(op != NULL ? op->id : NULL),
-                                 "data", data != NULL ? data : json_object()), 0,
-                       NULL);
+    e->doc = json_text(json_pack("{s:I,s:s,s:s,s:o,s:o,s:o,s:o,s:o}", "id", (json_int_t)e->id, "type", type, "at",
+                                 clock_text(now, at), "vm_id", text_or_null(vm != NULL ? e->vm_id : NULL), "vm_name",
+                                 text_or_null(e->vm_name), "request_id", text_or_null(request_id), "operation_id",
+                                 text_or_null(op != NULL ? op->id : NULL), "data", data != NULL ? data : json_object()),
+                       0, NULL);
     *ch->events_end = e;
     ch->events_end = &e->next;
     if (e->doc == NULL)
@@ -210,9 +223,10 @@ void change_state_event(struct change *ch, const struct live_vm *vm, const struc
 {
     if (from == vm->vm.state)
         return;
-    LOG_INFO("vm state", "vm", vm->vm.name, "from", vm_state_text(from), "to", vm_state_text(vm->vm.state), "cause", cause, "request_id",
-             op != NULL ? op->request_id : NULL);
-    json_t *data = json_pack("{s:s,s:s,s:s}", "from", vm_state_text(from), "to", vm_state_text(vm->vm.state), "cause", cause);
+    LOG_INFO("vm state", "vm", vm->vm.name, "from", vm_state_text(from), "to", vm_state_text(vm->vm.state), "cause",
+             cause, "request_id", op != NULL ? op->request_id : NULL);
+    json_t *data =
+        json_pack("{s:s,s:s,s:s}", "from", vm_state_text(from), "to", vm_state_text(vm->vm.state), "cause", cause);
     if (vm->vm.failure.set && vm->vm.state == VM_FAILED && vm->vm.failure.detail != NULL)
         json_object_set_new(data, "detail", json_string(vm->vm.failure.detail));
     change_event(ch, "vm.state_changed", vm, op, NULL, data);
@@ -306,7 +320,8 @@ void change_flush_lazy(struct core *core)
     change_commit(ch, NULL, NULL);
 }
 
-void change_lazy_event(struct core *core, const char *type, const struct live_vm *vm, const struct operation *op, json_t *data)
+void change_lazy_event(struct core *core, const char *type, const struct live_vm *vm, const struct operation *op,
+                       json_t *data)
 {
     if (core->lazy == NULL) {
         core->lazy = change_new(core);

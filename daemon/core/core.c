@@ -50,8 +50,8 @@ static void prune_due(void *arg)
     core_prune(arg);
 }
 
-struct core *core_new(struct loop *loop, struct store *store, struct backend *const *backends, const struct core_config *config,
-                      struct error *err)
+struct core *core_new(struct loop *loop, struct store *store, struct backend *const *backends,
+                      const struct core_config *config, struct error *err)
 {
     struct core *core = mem_zalloc(sizeof(*core));
     size_t n = 0;
@@ -195,7 +195,8 @@ static int check_new(struct core *core, const struct vm *vm, struct backend *be,
 }
 
 /* The files themselves are looked at by the operation: that may wait for a disk. */
-static int check_peer(const struct core *core, const struct core_request *req, const struct vm_spec *spec, struct error *err)
+static int check_peer(const struct core *core, const struct core_request *req, const struct vm_spec *spec,
+                      struct error *err)
 {
     return req->peer != NULL && !req->peer->is_unix ? peer_check_dirs(spec, core->config.image_dirs, err) : 0;
 }
@@ -208,8 +209,8 @@ int core_vm_create(struct core *core, const struct core_request *req, const json
     struct backend *be = NULL;
     bool start = false;
 
-    if (stopping_error(core, err) < 0 || parse_create(core, body, &vm, &be, &start, err) < 0 || check_peer(core, req, &vm.spec, err) < 0 ||
-        check_new(core, &vm, be, err) < 0)
+    if (stopping_error(core, err) < 0 || parse_create(core, body, &vm, &be, &start, err) < 0 ||
+        check_peer(core, req, &vm.spec, err) < 0 || check_new(core, &vm, be, err) < 0)
         goto fail;
     vm.id = uuid_new();
     vm.backend = be->name;
@@ -252,7 +253,8 @@ static int check_etag(const struct live_vm *vm, const char *if_match, struct err
 }
 
 /* DELETE of an id that is a tombstone: nothing to do, told by an operation that has ended. */
-static int destroy_again(struct core *core, const struct core_request *req, const char *ref, struct operation **ret, struct error *err)
+static int destroy_again(struct core *core, const struct core_request *req, const char *ref, struct operation **ret,
+                         struct error *err)
 {
     struct vm vm = {.state = VM_DESTROYED, .backend = core->backend_names[0]};
     struct live_vm *ghost = mem_zalloc(sizeof(*ghost));
@@ -304,7 +306,7 @@ struct patch {
     struct patch *next; /* of the same VM */
     struct live_vm *vm;
     bool has_spec, has_labels;
-    struct vm_spec spec;     /* what it was, for a disk that refuses */
+    struct vm_spec spec; /* what it was, for a disk that refuses */
     struct vm_labels labels;
     int64_t generation;
     void (*done)(void *arg, struct live_vm *vm, struct error *err);
@@ -358,8 +360,8 @@ static void patch_durable(void *arg, struct error *err)
 static const struct {
     const char *name;
     bool at_rest; /* only while the VM does not run */
-} patchable[] = {{"vcpus", true},  {"memory_mb", true}, {"disk_gb", true}, {"restart", false},
-                 {"autostart", false}, {"protect", false}, {"ttl_s", false}};
+} patchable[] = {{"vcpus", true},      {"memory_mb", true}, {"disk_gb", true}, {"restart", false},
+                 {"autostart", false}, {"protect", false},  {"ttl_s", false}};
 
 static int check_patch_field(const struct live_vm *vm, const char *name, struct error *err)
 {
@@ -372,15 +374,16 @@ static int check_patch_field(const struct live_vm *vm, const char *name, struct 
         if (!patchable[i].at_rest)
             return 0;
         if (vm->op != NULL && !vm->op->persisted) {
-            error_set(err, ERR_VM_BUSY, "VM %s is held by operation %s (%s)", vm->vm.name, vm->op->res->id, vm->op->res->kind);
+            error_set(err, ERR_VM_BUSY, "VM %s is held by operation %s (%s)", vm->vm.name, vm->op->res->id,
+                      vm->op->res->kind);
             error_ctx_str(err, "operation", vm->op->res->id);
             return -1;
         }
         if (vm->vm.state != VM_RUNNING && vm->vm.state != VM_SUSPENDED)
             return 0;
         static const char *const at_rest[] = {"prepared", "stopped", "failed", NULL};
-        error_set(err, ERR_VM_INVALID_STATE, "VM %s is %s; a change of %s needs prepared, stopped or failed", vm->vm.name,
-                  vm_state_text(vm->vm.state), name);
+        error_set(err, ERR_VM_INVALID_STATE, "VM %s is %s; a change of %s needs prepared, stopped or failed",
+                  vm->vm.name, vm_state_text(vm->vm.state), name);
         error_help(err, "stop it first with `vmctl stop %s`", vm->vm.name);
         error_ctx_str(err, "vm", vm->vm.name);
         error_ctx_str(err, "current", vm_state_text(vm->vm.state));
@@ -397,7 +400,8 @@ static json_t *merged(json_t *target, const json_t *patch)
     const char *key;
     json_t *value;
 
-    json_object_foreach((json_t *)patch, key, value) {
+    json_object_foreach((json_t *)patch, key, value)
+    {
         if (json_is_null(value))
             json_object_del(target, key);
         else
@@ -416,7 +420,8 @@ static int patch_spec(struct live_vm *vm, const json_t *patch, struct vm_spec *r
     json_t *spec = vm_spec_json(&vm->vm.spec);
     if (spec == NULL)
         return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
-    json_object_foreach((json_t *)patch, key, value) {
+    json_object_foreach((json_t *)patch, key, value)
+    {
         const json_t *now = json_object_get(spec, key);
         if (now != NULL && json_equal(now, value))
             continue;
@@ -430,7 +435,8 @@ static int patch_spec(struct live_vm *vm, const json_t *patch, struct vm_spec *r
     if (rc < 0)
         return -1;
     if (vm->vm.spec.disk_gb > 0 && ret->disk_gb < vm->vm.spec.disk_gb)
-        field_pointer_error(err, "/spec/disk_gb", "not less than it is", "/spec/disk_gb is %u and cannot shrink", vm->vm.spec.disk_gb);
+        field_pointer_error(err, "/spec/disk_gb", "not less than it is", "/spec/disk_gb is %u and cannot shrink",
+                            vm->vm.spec.disk_gb);
     else if (vm->be->check(vm->be, ret, err) == 0)
         return 0;
     vm_spec_done(ret);
@@ -459,8 +465,9 @@ static bool json_same(json_t *a, json_t *b)
     return same;
 }
 
-int core_vm_patch(struct core *core, const struct core_request *req, const char *ref, const json_t *patch, const char *if_match,
-                  void (*done)(void *arg, struct live_vm *vm, struct error *err), void *arg, struct error *err)
+int core_vm_patch(struct core *core, const struct core_request *req, const char *ref, const json_t *patch,
+                  const char *if_match, void (*done)(void *arg, struct live_vm *vm, struct error *err), void *arg,
+                  struct error *err)
 {
     static const char *const names[] = {"labels", "spec", NULL};
     struct live_vm *vm = core_vm_find(core, ref, err);
@@ -468,7 +475,8 @@ int core_vm_patch(struct core *core, const struct core_request *req, const char 
     struct vm_labels labels;
     struct fields f;
 
-    if (vm == NULL || stopping_error(core, err) < 0 || check_etag(vm, if_match, err) < 0 || fields_open(&f, patch, "", names, err) < 0)
+    if (vm == NULL || stopping_error(core, err) < 0 || check_etag(vm, if_match, err) < 0 ||
+        fields_open(&f, patch, "", names, err) < 0)
         return -1;
     if (vm->vm.state == VM_DESTROYED) { /* on its way to the store */
         error_set(err, ERR_LIFECYCLE_DESTROYED, "VM %s was destroyed", vm->vm.name);
@@ -495,7 +503,11 @@ int core_vm_patch(struct core *core, const struct core_request *req, const char 
             vm_labels_done(&labels);
         return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
     }
-    *p = (struct patch){.vm = core_vm_ref(vm), .generation = vm->vm.generation, .done = done, .arg = arg, .has_spec = has_spec,
+    *p = (struct patch){.vm = core_vm_ref(vm),
+                        .generation = vm->vm.generation,
+                        .done = done,
+                        .arg = arg,
+                        .has_spec = has_spec,
                         .has_labels = has_labels};
     bool new_labels = has_labels && !json_same(vm_labels_json(&vm->vm.labels), vm_labels_json(&labels));
     bool new_spec = has_spec && !json_same(vm_spec_json(&vm->vm.spec), vm_spec_json(&spec));
@@ -514,7 +526,8 @@ int core_vm_patch(struct core *core, const struct core_request *req, const char 
     if (new_labels || new_spec) { /* one that changes nothing only waits for those before it */
         change_vm(ch, vm, false);
         change_event(ch, "vm.updated", vm, NULL, req->request_id,
-                     json_pack("{s:I,s:b,s:b}", "generation", (json_int_t)vm->vm.generation, "labels", new_labels, "spec", new_spec));
+                     json_pack("{s:I,s:b,s:b}", "generation", (json_int_t)vm->vm.generation, "labels", new_labels,
+                               "spec", new_spec));
     }
     change_commit(ch, patch_durable, p);
     return 0;

@@ -27,23 +27,24 @@ struct operation;
 struct core_config {
     const char *data_dir;
     const char *const *image_dirs; /* NULL-terminated, or NULL */
-    int64_t events_keep;         /* newest events kept */
-    int64_t operations_keep_s;   /* finished operations and idempotency keys */
-    int64_t tombstones_keep_s;   /* ids of destroyed VMs */
+    int64_t events_keep;           /* newest events kept */
+    int64_t operations_keep_s;     /* finished operations and idempotency keys */
+    int64_t tombstones_keep_s;     /* ids of destroyed VMs */
     unsigned max_vms;
-    unsigned max_operations;     /* under way at once */
+    unsigned max_operations; /* under way at once */
 };
 void core_config_defaults(struct core_config *config);
 
 /* `backends` is NULL-terminated and stays the caller's. */
-struct core *core_new(struct loop *loop, struct store *store, struct backend *const *backends, const struct core_config *config,
-                      struct error *err);
-/* Loads the store (blocking, before the loop runs), then adopts what runs and settles what was interrupted; done(arg) comes
- * when every VM's state matches reality. */
+struct core *core_new(struct loop *loop, struct store *store, struct backend *const *backends,
+                      const struct core_config *config, struct error *err);
+/* Loads the store (blocking, before the loop runs), then adopts what runs and settles what was interrupted; done(arg)
+ * comes when every VM's state matches reality. */
 int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct error *err);
 /* No new changes (503); operations under way are finished or parked (their rows say what to do); done(arg) then. */
 void core_shutdown(struct core *core, int64_t grace_ms, void (*done)(void *arg), void *arg);
-/* Before core_free where a shutdown was not waited for: all stands still, and what the store tells from now on only lets go. */
+/* Before core_free where a shutdown was not waited for: all stands still, and what the store tells from now on only
+ * lets go. */
 void core_abandon(struct core *core);
 void core_free(struct core *core);
 /* For the store's wake: dispatches what became durable. */
@@ -53,7 +54,7 @@ void core_store_ready(struct core *core);
 struct core_request {
     const char *request_id;
     const char *idempotency_key;
-    const char *fingerprint; /* of method, path and body */
+    const char *fingerprint;      /* of method, path and body */
     const struct core_peer *peer; /* NULL: vmmd itself */
 };
 
@@ -82,8 +83,8 @@ struct core_filter {
 };
 /* Appends the documents of the VMs after `after` in order of names ("" for the first page), comma-separated, at most
  * `limit`.  *ret_last is the last name when there are more (mem_free), else NULL. */
-int core_vm_list(struct core *core, const struct core_filter *filter, const char *after, unsigned limit, struct buf *out,
-                 char **ret_last, struct error *err);
+int core_vm_list(struct core *core, const struct core_filter *filter, const char *after, unsigned limit,
+                 struct buf *out, char **ret_last, struct error *err);
 unsigned core_vm_count(const struct core *core, unsigned by_state[VM_STATE_MAX]);
 
 /* --- changes: each begins an operation, durable before `accepted` is told --- */
@@ -97,20 +98,23 @@ struct core_verb_args {
 /* DELETE of a destroyed id comes as ref too: *ret is then a finished operation without effect. */
 int core_vm_verb(struct core *core, const struct core_request *req, const char *ref, enum vm_verb verb,
                  const struct core_verb_args *args, const char *if_match, struct operation **ret, struct error *err);
-/* A merge patch of labels and spec.  `done` comes once, when durable, with the error or with the VM's published document. */
-int core_vm_patch(struct core *core, const struct core_request *req, const char *ref, const json_t *patch, const char *if_match,
-                  void (*done)(void *arg, struct live_vm *vm, struct error *err), void *arg, struct error *err);
+/* A merge patch of labels and spec.  `done` comes once, when durable, with the error or with the VM's published
+ * document. */
+int core_vm_patch(struct core *core, const struct core_request *req, const char *ref, const json_t *patch,
+                  const char *if_match, void (*done)(void *arg, struct live_vm *vm, struct error *err), void *arg,
+                  struct error *err);
 
 /* The operation that this key began: *ret, or NULL if the key is new; ERR_API_IDEMPOTENCY_MISMATCH if it belongs to
  * another request.  An operation no longer in memory comes as its id in ret_id (UUID_TEXT_MAX). */
-int core_key_lookup(struct core *core, const struct core_request *req, struct operation **ret, char *ret_id, struct error *err);
+int core_key_lookup(struct core *core, const struct core_request *req, struct operation **ret, char *ret_id,
+                    struct error *err);
 
 /* --- operations --- */
 
 struct operation *operation_ref(struct operation *op);
 void operation_unref(struct operation *op);
 const char *operation_id(const struct operation *op);
-const char *operation_doc(struct operation *op); /* as published */
+const char *operation_doc(struct operation *op);  /* as published */
 bool operation_ended(const struct operation *op); /* durably */
 /* The error of one that failed; NULL otherwise. */
 const struct error *operation_error(const struct operation *op);
@@ -119,7 +123,8 @@ const char *operation_path(const struct operation *op); /* what it was asked on,
 struct operation_watch;
 /* Calls fn(arg) once, on a later turn: with err unset when the operation is durable (`ended` false) or has ended
  * (`ended` true); with err set when it could not be begun. */
-struct operation_watch *operation_watch(struct operation *op, bool ended, void (*fn)(void *arg, struct error *err), void *arg);
+struct operation_watch *operation_watch(struct operation *op, bool ended, void (*fn)(void *arg, struct error *err),
+                                        void *arg);
 void operation_unwatch(struct operation_watch *w);
 
 struct operation *core_operation_find(struct core *core, const char *id); /* in memory only */
@@ -137,13 +142,14 @@ struct event_filter {
     const char *type_glob; /* NULL: any */
 };
 struct event_sub;
-/* Every event after `since` that matches, in order, first from the store, then live; `fn` gets its id, type and document.
- * since -1: from now on.  ERR_EVENTS_CURSOR_EXPIRED with context.oldest. */
+/* Every event after `since` that matches, in order, first from the store, then live; `fn` gets its id, type and
+ * document. since -1: from now on.  ERR_EVENTS_CURSOR_EXPIRED with context.oldest. */
 struct event_sub *core_events_subscribe(struct core *core, int64_t since, const struct event_filter *filter,
                                         void (*fn)(void *arg, int64_t id, const char *type, const char *doc), void *arg,
                                         struct error *err);
 void core_events_unsubscribe(struct event_sub *sub); /* also from fn; NULL is fine */
-/* A replay stops after the batch it is at, and goes on when hold is false; live events come all the same.  Also from fn. */
+/* A replay stops after the batch it is at, and goes on when hold is false; live events come all the same.  Also from
+ * fn. */
 void core_events_hold(struct event_sub *sub, bool hold);
 
 /* --- waits --- */
@@ -153,7 +159,8 @@ struct vm_wait;
 /* Ends once: met (err unset), or wait::timed_out, wait::impossible.  `conditions`: "state:running", "ready", "agent".
  * Fails at once for a condition nobody knows: ERR_API_INVALID_FIELD. */
 struct vm_wait *core_vm_wait(struct live_vm *vm, const char *const *conditions, unsigned n, int64_t timeout_ms,
-                             void (*done)(void *arg, struct live_vm *vm, struct error *err), void *arg, struct error *err);
+                             void (*done)(void *arg, struct live_vm *vm, struct error *err), void *arg,
+                             struct error *err);
 void core_vm_unwait(struct vm_wait *w);
 
 /* --- logs and explain --- */
@@ -165,25 +172,27 @@ struct core_log_chunk {
     uint64_t oldest, next;
 };
 struct log_read;
-/* Reads a VM's log on the pool: the last `tail` lines, or from `offset` when tail is -1; at most `max` bytes.  done comes
- * once, on a later turn (chunk NULL on error), unless log_read_cancel comes first.  NULL with err set when nothing began. */
+/* Reads a VM's log on the pool: the last `tail` lines, or from `offset` when tail is -1; at most `max` bytes.  done
+ * comes once, on a later turn (chunk NULL on error), unless log_read_cancel comes first.  NULL with err set when
+ * nothing began. */
 struct log_read *core_log_read(struct live_vm *vm, enum backend_log which, int64_t tail, uint64_t offset, size_t max,
-                               void (*done)(void *arg, const struct core_log_chunk *chunk, struct error *err), void *arg,
-                               struct error *err);
+                               void (*done)(void *arg, const struct core_log_chunk *chunk, struct error *err),
+                               void *arg, struct error *err);
 void log_read_cancel(struct log_read *r); /* not after done */
 
 struct log_follow;
-/* Reads on as bytes come.  `fn` gets each chunk, then waits for log_follow_more: a slow reader is not flooded.  chunk NULL: the
- * VM is gone; only log_follow_end is left to do. */
+/* Reads on as bytes come.  `fn` gets each chunk, then waits for log_follow_more: a slow reader is not flooded.  chunk
+ * NULL: the VM is gone; only log_follow_end is left to do. */
 struct log_follow *core_log_follow(struct live_vm *vm, enum backend_log which, int64_t tail, uint64_t offset,
-                                   void (*fn)(void *arg, const struct core_log_chunk *chunk), void *arg, struct error *err);
+                                   void (*fn)(void *arg, const struct core_log_chunk *chunk), void *arg,
+                                   struct error *err);
 void log_follow_more(struct log_follow *f);
 void log_follow_end(struct log_follow *f); /* NULL is fine; from fn too */
 /* Gathers the answer of GET explain; done once with the document (mem_free is the caller's) or an error, unless
  * core_explain_cancel comes first.  *ret is set before anything is told. */
 struct explain;
-int core_vm_explain(struct live_vm *vm, void (*done)(void *arg, char *json, struct error *err), void *arg, struct explain **ret,
-                    struct error *err);
+int core_vm_explain(struct live_vm *vm, void (*done)(void *arg, char *json, struct error *err), void *arg,
+                    struct explain **ret, struct error *err);
 void core_explain_cancel(struct explain *e); /* not after done */
 
 struct loop *core_loop(struct core *core);

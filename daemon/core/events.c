@@ -2,8 +2,8 @@
  *
  *   subscribe(since) ──► replaying: batches from the store until one comes back short ──► live: as they are published
  *
- * While a subscriber replays, live events pass it by: they are durable, so its next batch brings them.  One that is held back
- * gets no further batch until it is let on: a long replay goes as fast as it is read. */
+ * While a subscriber replays, live events pass it by: they are durable, so its next batch brings them.  One that is
+ * held back gets no further batch until it is let on: a long replay goes as fast as it is read. */
 #include <string.h>
 
 #include "base/mem.h"
@@ -17,9 +17,9 @@ struct event_sub {
     struct core *core;
     int64_t last; /* id of the last event seen, told or filtered out */
     bool live;
-    bool busy;    /* in a callback: freed afterwards */
+    bool busy; /* in a callback: freed afterwards */
     bool dead;
-    bool held;    /* replays no further for now */
+    bool held; /* replays no further for now */
     char *vm;
     char *type_glob;
     struct store_read *read;
@@ -115,7 +115,8 @@ static void replay_next(struct loop_task *task)
     sub->read = store_read_events(sub->core->store, sub->last, NULL, NULL, false, BATCH, replay_row, replay_done, sub);
 }
 
-void events_publish(struct core *core, int64_t id, const char *type, const char *vm_id, const char *vm_name, const char *doc)
+void events_publish(struct core *core, int64_t id, const char *type, const char *vm_id, const char *vm_name,
+                    const char *doc)
 {
     (void)vm_name;
     core->event_newest = id;
@@ -152,7 +153,10 @@ struct event_sub *core_events_subscribe(struct core *core, int64_t since, const 
     struct event_sub *sub = mem_zalloc(sizeof(*sub));
     if (sub == NULL)
         goto no_memory;
-    *sub = (struct event_sub){.core = core, .last = since < 0 || since > core->event_newest ? core->event_newest : since, .fn = fn, .arg = arg,
+    *sub = (struct event_sub){.core = core,
+                              .last = since < 0 || since > core->event_newest ? core->event_newest : since,
+                              .fn = fn,
+                              .arg = arg,
                               .task.run = replay_next};
     if ((filter->vm != NULL && (sub->vm = mem_strdup(filter->vm)) == NULL) ||
         (filter->type_glob != NULL && (sub->type_glob = mem_strdup(filter->type_glob)) == NULL)) {

@@ -43,11 +43,12 @@ static void explain_finish(struct explain *e)
     CLEANUP_ERROR struct error err = ERROR_INIT;
     json_t *vm = json_loadb(e->vm->doc, e->vm->doc_len, 0, NULL);
     json_t *failure = json_object_get(vm, "failure");
-    json_t *doc = json_pack("{s:O,s:O,s:O,s:o,s:O,s:o,s:o,s:o,s:o,s:o}", "id", json_object_get(vm, "id"), "name", json_object_get(vm, "name"),
-                            "state", json_object_get(vm, "state"), "transitions", or_null(e->transitions), "failure", failure,
-                            "exit_status", or_null(json_incref(json_object_get(failure, "exit_status"))), "signal",
-                            or_null(json_incref(json_object_get(failure, "signal"))), "operation", or_null(e->operation), "stderr_tail",
-                            or_null(e->stderr_tail), "console_tail", or_null(e->console_tail));
+    json_t *doc = json_pack(
+        "{s:O,s:O,s:O,s:o,s:O,s:o,s:o,s:o,s:o,s:o}", "id", json_object_get(vm, "id"), "name",
+        json_object_get(vm, "name"), "state", json_object_get(vm, "state"), "transitions", or_null(e->transitions),
+        "failure", failure, "exit_status", or_null(json_incref(json_object_get(failure, "exit_status"))), "signal",
+        or_null(json_incref(json_object_get(failure, "signal"))), "operation", or_null(e->operation), "stderr_tail",
+        or_null(e->stderr_tail), "console_tail", or_null(e->console_tail));
     char *text = json_text(doc, 0, NULL);
 
     json_decref(vm);
@@ -142,8 +143,9 @@ static void event_row(void *arg, const struct store_event_row *row)
 
     /* newest first from the store, oldest first in the answer */
     json_array_insert_new(e->transitions, 0,
-                          json_pack("{s:O,s:O,s:O,s:O,s:O}", "at", json_object_get(event, "at"), "from", json_object_get(data, "from"), "to",
-                                    json_object_get(data, "to"), "cause", json_object_get(data, "cause"), "operation_id",
+                          json_pack("{s:O,s:O,s:O,s:O,s:O}", "at", json_object_get(event, "at"), "from",
+                                    json_object_get(data, "from"), "to", json_object_get(data, "to"), "cause",
+                                    json_object_get(data, "cause"), "operation_id",
                                     json_object_get(event, "operation_id")));
     json_decref(event);
 }
@@ -154,8 +156,8 @@ static void events_read(void *arg, struct error *err)
     read_operation(arg);
 }
 
-int core_vm_explain(struct live_vm *vm, void (*done)(void *arg, char *json, struct error *err), void *arg, struct explain **ret,
-                    struct error *err)
+int core_vm_explain(struct live_vm *vm, void (*done)(void *arg, char *json, struct error *err), void *arg,
+                    struct explain **ret, struct error *err)
 {
     struct explain *e = mem_zalloc(sizeof(*e));
 
@@ -165,7 +167,8 @@ int core_vm_explain(struct live_vm *vm, void (*done)(void *arg, char *json, stru
     uuid_text(&vm->vm.id, e->id);
     change_flush_lazy(vm->core);
     *ret = e;
-    e->read = store_read_events(vm->core->store, 0, e->id, "vm.state_changed", true, TRANSITIONS, event_row, events_read, e);
+    e->read =
+        store_read_events(vm->core->store, 0, e->id, "vm.state_changed", true, TRANSITIONS, event_row, events_read, e);
     if (e->read == NULL)
         read_operation(e);
     return 0;

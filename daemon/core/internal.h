@@ -16,18 +16,18 @@ struct core {
     const char **backend_names; /* NULL-terminated */
     struct core_config config;
 
-    struct table by_id;         /* live_vm.id_node: also the destroyed, as long as somebody holds or asks for them */
-    struct table by_name;       /* live_vm.name_node: the living */
-    struct live_vm **by_order;  /* the living, sorted by name */
+    struct table by_id;        /* live_vm.id_node: also the destroyed, as long as somebody holds or asks for them */
+    struct table by_name;      /* live_vm.name_node: the living */
+    struct live_vm **by_order; /* the living, sorted by name */
     size_t n_vms, cap_order;
     struct table tombstones;
     struct table ports;
-    struct table macs;          /* live_vm.mac_node */
+    struct table macs; /* live_vm.mac_node */
 
-    struct table operations;    /* those under way, and the newest that ended */
+    struct table operations;                    /* those under way, and the newest that ended */
     struct operation *ended_first, *ended_last; /* in order of their end */
     unsigned n_ended, n_running;
-    struct vm_op *vm_ops;       /* all of them: under way, queued, or waiting for the store */
+    struct vm_op *vm_ops; /* all of them: under way, queued, or waiting for the store */
     struct recovery *recoveries;
     struct table keys;
 
@@ -36,10 +36,10 @@ struct core {
     int64_t event_oldest;
     struct event_sub *subs;
 
-    struct change *lazy;  /* step events waiting for company */
+    struct change *lazy; /* step events waiting for company */
     struct timer *lazy_timer;
     struct timer *prune_timer;
-    struct owed *owed;    /* refused by the store, to be written again */
+    struct owed *owed; /* refused by the store, to be written again */
     struct timer *owed_timer;
 
     bool stopping;
@@ -62,18 +62,18 @@ struct live_vm {
     bool mac_listed;
     struct backend *be;
     struct backend_vm *bvm;
-    struct vm_op *op;       /* the one that holds it */
-    struct vm_op *op_next;  /* kill and destroy waiting for it to let go, in order */
+    struct vm_op *op;      /* the one that holds it */
+    struct vm_op *op_next; /* kill and destroy waiting for it to let go, in order */
     struct vm_wait *waits;
-    struct patch *patches;  /* not yet durable, oldest first */
-    char *doc;              /* as published */
+    struct patch *patches; /* not yet durable, oldest first */
+    char *doc;             /* as published */
     size_t doc_len;
     enum vm_state pub_state;
     int64_t pub_generation;
     bool pub_conditions[VM_COND_MAX];
-    bool gone;              /* destroyed */
-    bool visible;           /* its first document is published */
-    bool settling;          /* an unplanned end is being written */
+    bool gone;     /* destroyed */
+    bool visible;  /* its first document is published */
+    bool settling; /* an unplanned end is being written */
     bool unresponsive;
     bool owed; /* to be written again */
 };
@@ -87,8 +87,8 @@ void change_drop(struct change *ch); /* one that is not wanted; NULL is fine */
 void change_vm(struct change *ch, struct live_vm *vm, bool destroyed);
 void change_operation(struct change *ch, struct operation *op);
 /* An operation's row of the daemon before. */
-void change_leftover(struct change *ch, const char *id, const char *kind, const char *vm_id, const char *state, const char *doc,
-                     int64_t created_at, int64_t finished_at);
+void change_leftover(struct change *ch, const char *id, const char *kind, const char *vm_id, const char *state,
+                     const char *doc, int64_t created_at, int64_t finished_at);
 /* at 0: the key is given back. */
 void change_key(struct change *ch, const char *key, const char *fingerprint, const char *operation_id, int64_t at);
 /* data is stolen and may be NULL ({}). */
@@ -98,11 +98,12 @@ void change_ports(struct change *ch, const struct live_vm *vm, bool drop);
 /* Adds a state_changed event. */
 void change_state_event(struct change *ch, const struct live_vm *vm, const struct operation *op, enum vm_state from,
                         const char *cause);
-/* Writes; done (may be NULL) comes once on a later turn, after publication.  For a NULL change it comes at once, refused:
- * who cannot take that makes the change first. */
+/* Writes; done (may be NULL) comes once on a later turn, after publication.  For a NULL change it comes at once,
+ * refused: who cannot take that makes the change first. */
 void change_commit(struct change *ch, void (*done)(void *arg, struct error *err), void *arg);
 /* An event that need not be written at once: it rides along with the next change, or after 50 ms. */
-void change_lazy_event(struct core *core, const char *type, const struct live_vm *vm, const struct operation *op, json_t *data);
+void change_lazy_event(struct core *core, const char *type, const struct live_vm *vm, const struct operation *op,
+                       json_t *data);
 void change_flush_lazy(struct core *core);
 void core_check_idle(struct core *core);
 /* Forgets what is older than the config keeps, in memory and in the store. */
@@ -140,7 +141,13 @@ void alloc_free(struct core *core);
 
 /* --- operation.c --- */
 
-enum operation_state { OPERATION_PENDING, OPERATION_RUNNING, OPERATION_SUCCEEDED, OPERATION_FAILED, OPERATION_CANCELLED };
+enum operation_state {
+    OPERATION_PENDING,
+    OPERATION_RUNNING,
+    OPERATION_SUCCEEDED,
+    OPERATION_FAILED,
+    OPERATION_CANCELLED
+};
 enum { OPERATION_STEPS_MAX = 12 };
 
 struct operation_step {
@@ -181,8 +188,8 @@ struct operation {
     bool listed_ended;
 };
 
-struct operation *operation_new(struct core *core, const char *kind, const struct live_vm *vm, const struct core_request *req,
-                                struct error *err);
+struct operation *operation_new(struct core *core, const char *kind, const struct live_vm *vm,
+                                const struct core_request *req, struct error *err);
 const char *operation_step_text(const struct operation_step *step);
 /* The document as it will stand when what it is now is durable. */
 char *operation_render(const struct operation *op);
@@ -197,7 +204,8 @@ void operations_prune(struct core *core, int64_t before);
 
 /* --- events.c --- */
 
-void events_publish(struct core *core, int64_t id, const char *type, const char *vm_id, const char *vm_name, const char *doc);
+void events_publish(struct core *core, int64_t id, const char *type, const char *vm_id, const char *vm_name,
+                    const char *doc);
 void events_free(struct core *core);
 
 /* --- keys.c (idempotency) --- */
@@ -218,8 +226,8 @@ void vm_waits_fail(struct live_vm *vm, const struct error *err);
 
 extern const struct backend_events live_vm_events;
 void live_vm_ended(struct live_vm *vm, const struct backend_exit *end);
-void live_vm_set_failure(struct live_vm *vm, enum error_code code, enum vm_failure_reason reason, const struct exit_status *status,
-                         const char *detail, const char *stderr_tail);
+void live_vm_set_failure(struct live_vm *vm, enum error_code code, enum vm_failure_reason reason,
+                         const struct exit_status *status, const char *detail, const char *stderr_tail);
 /* The conditions of a VM that does not run. */
 void live_vm_conditions_down(struct live_vm *vm, const char *reason);
 void live_vm_conditions_booting(struct live_vm *vm);

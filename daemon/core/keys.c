@@ -60,7 +60,8 @@ void keys_remove(struct core *core, const char *text)
         drop(core, key);
 }
 
-int core_key_lookup(struct core *core, const struct core_request *req, struct operation **ret, char *ret_id, struct error *err)
+int core_key_lookup(struct core *core, const struct core_request *req, struct operation **ret, char *ret_id,
+                    struct error *err)
 {
     struct key *key = req->idempotency_key != NULL ? find(core, req->idempotency_key) : NULL;
 
@@ -69,7 +70,8 @@ int core_key_lookup(struct core *core, const struct core_request *req, struct op
     if (key == NULL)
         return 0;
     if (strcmp(key->fingerprint, req->fingerprint) != 0) {
-        error_set(err, ERR_API_IDEMPOTENCY_MISMATCH, "the idempotency key %.80s belongs to another request", req->idempotency_key);
+        error_set(err, ERR_API_IDEMPOTENCY_MISMATCH, "the idempotency key %.80s belongs to another request",
+                  req->idempotency_key);
         error_ctx_str(err, "operation", key->operation_id);
         return -1;
     }

@@ -8,8 +8,8 @@
 #include "core/internal.h"
 #include "core/ops/ops.h"
 
-void live_vm_set_failure(struct live_vm *vm, enum error_code code, enum vm_failure_reason reason, const struct exit_status *status,
-                         const char *detail, const char *stderr_tail)
+void live_vm_set_failure(struct live_vm *vm, enum error_code code, enum vm_failure_reason reason,
+                         const struct exit_status *status, const char *detail, const char *stderr_tail)
 {
     struct vm_failure *f = &vm->vm.failure;
 
@@ -70,7 +70,8 @@ void live_vm_ended(struct live_vm *vm, const struct backend_exit *end)
     vm_runtime_stopped(&vm->vm.runtime);
     vm->vm.state = end->end == BACKEND_END_GUEST_OFF ? VM_STOPPED : VM_FAILED;
     if (vm->vm.state == VM_FAILED)
-        live_vm_set_failure(vm, kinds[end->end].code, kinds[end->end].reason, &end->status, end->detail, end->stderr_tail);
+        live_vm_set_failure(vm, kinds[end->end].code, kinds[end->end].reason, &end->status, end->detail,
+                            end->stderr_tail);
     else
         vm_failure_done(&vm->vm.failure);
     live_vm_conditions_down(vm, vm->vm.state == VM_FAILED ? "failed" : "stopped");
@@ -92,7 +93,8 @@ static void on_exited(void *arg, const struct backend_exit *end)
 }
 
 /* Conditions are written when they change, unless an operation is about to write the VM anyway. */
-static void condition(struct live_vm *vm, enum vm_condition_type type, bool status, const char *reason, struct change *ch)
+static void condition(struct live_vm *vm, enum vm_condition_type type, bool status, const char *reason,
+                      struct change *ch)
 {
     if (!vm_condition_set(&vm->vm, type, status, reason, ""))
         return;
@@ -114,9 +116,17 @@ static void on_agent(void *arg, bool answers)
     if (vm->gone || vm->vm.conditions[VM_COND_AGENT].status == answers)
         return;
     ch = change_new(vm->core);
-    condition(vm, VM_COND_AGENT, answers, answers ? "ping" : vm->vm.state == VM_SUSPENDED ? "suspended" : "no_answer", ch);
+    condition(vm, VM_COND_AGENT, answers,
+              answers                        ? "ping"
+              : vm->vm.state == VM_SUSPENDED ? "suspended"
+                                             : "no_answer",
+              ch);
     if (!answers || vm->vm.state == VM_RUNNING)
-        condition(vm, VM_COND_READY, answers, answers ? "agent" : vm->vm.state == VM_SUSPENDED ? "suspended" : "agent_lost", ch);
+        condition(vm, VM_COND_READY, answers,
+                  answers                        ? "agent"
+                  : vm->vm.state == VM_SUSPENDED ? "suspended"
+                                                 : "agent_lost",
+                  ch);
     write_conditions(vm, ch);
 }
 

@@ -18,7 +18,7 @@ enum { VMM_LOG_MAX = 1 << 20, FOLLOW_POLL_MS = 250, FOLLOW_CHUNK = 65536 };
 
 struct log_read {
     char path[PATH_MAX];
-    bool plain;  /* a file another process appends to, not a bounded log */
+    bool plain; /* a file another process appends to, not a bounded log */
     int64_t tail;
     uint64_t offset;
     size_t max;
@@ -58,11 +58,13 @@ static int read_files(void *data, struct error *err)
 
     if (r->plain)
         return read_plain(r, err);
-    int rc = r->tail >= 0 ? logfile_tail_at(r->path, (size_t)r->tail, &c, err) : logfile_read_at(r->path, r->offset, r->max, &c, err);
+    int rc = r->tail >= 0 ? logfile_tail_at(r->path, (size_t)r->tail, &c, err)
+                          : logfile_read_at(r->path, r->offset, r->max, &c, err);
     if (rc < 0)
         return -1;
     r->data = (char *)(uintptr_t)c.data;
-    r->chunk = (struct core_log_chunk){.data = c.data, .len = c.len, .offset = c.offset, .oldest = c.oldest, .next = c.next};
+    r->chunk =
+        (struct core_log_chunk){.data = c.data, .len = c.len, .offset = c.offset, .oldest = c.oldest, .next = c.next};
     return 0;
 }
 
@@ -82,21 +84,23 @@ static void live_over(void *arg, const struct logfile_chunk *c, struct error *er
     struct log_read *r = arg;
 
     if (c != NULL)
-        r->chunk = (struct core_log_chunk){.data = c->data, .len = c->len, .offset = c->offset, .oldest = c->oldest, .next = c->next};
+        r->chunk = (struct core_log_chunk){
+            .data = c->data, .len = c->len, .offset = c->offset, .oldest = c->oldest, .next = c->next};
     r->done(r->arg, c != NULL ? &r->chunk : NULL, err);
     mem_free(r);
 }
 
 static struct logfile *live_log(const struct live_vm *vm, enum backend_log which)
 {
-    struct console *console = which == BACKEND_LOG_CONSOLE && vm->bvm != NULL && vm->be->console != NULL ? vm->be->console(vm->bvm) : NULL;
+    struct console *console =
+        which == BACKEND_LOG_CONSOLE && vm->bvm != NULL && vm->be->console != NULL ? vm->be->console(vm->bvm) : NULL;
 
     return console != NULL ? console_log(console) : NULL;
 }
 
 struct log_read *core_log_read(struct live_vm *vm, enum backend_log which, int64_t tail, uint64_t offset, size_t max,
-                               void (*done)(void *arg, const struct core_log_chunk *chunk, struct error *err), void *arg,
-                               struct error *err)
+                               void (*done)(void *arg, const struct core_log_chunk *chunk, struct error *err),
+                               void *arg, struct error *err)
 {
     struct log_read *r = mem_zalloc(sizeof(*r));
     struct logfile *live = live_log(vm, which);
@@ -112,7 +116,8 @@ struct log_read *core_log_read(struct live_vm *vm, enum backend_log which, int64
     r->done = done;
     r->arg = arg;
     if (live != NULL && logfile_is_ready(live)) {
-        r->live = tail >= 0 ? logfile_tail(live, (size_t)tail, live_over, r, err) : logfile_read(live, offset, max, live_over, r, err);
+        r->live = tail >= 0 ? logfile_tail(live, (size_t)tail, live_over, r, err)
+                            : logfile_read(live, offset, max, live_over, r, err);
         if (r->live != NULL)
             return r;
     } else if ((vm->be->log_path == NULL || vm->be->log_path(vm->be, &vm->vm, which, r->path) < 0)) {
@@ -145,7 +150,7 @@ struct log_follow {
     struct log_read *read;
     struct logfile_watch *watch;
     struct timer *timer;
-    bool waiting;  /* for bytes */
+    bool waiting; /* for bytes */
     bool busy, dead;
     void (*fn)(void *arg, const struct core_log_chunk *chunk);
     void *arg;
@@ -239,7 +244,8 @@ void log_follow_more(struct log_follow *f)
 }
 
 struct log_follow *core_log_follow(struct live_vm *vm, enum backend_log which, int64_t tail, uint64_t offset,
-                                   void (*fn)(void *arg, const struct core_log_chunk *chunk), void *arg, struct error *err)
+                                   void (*fn)(void *arg, const struct core_log_chunk *chunk), void *arg,
+                                   struct error *err)
 {
     struct log_follow *f = mem_zalloc(sizeof(*f));
 

@@ -1,7 +1,7 @@
 /* operation.c - the operation as a resource: its document, who watches it, and how long it is remembered.
  *
- * An operation is durable (accepted) before its first effect, and its end is durable before anybody is told of it.  Those
- * that ended stay in memory up to ENDED_MAX, the others are read from the store. */
+ * An operation is durable (accepted) before its first effect, and its end is durable before anybody is told of it.
+ * Those that ended stay in memory up to ENDED_MAX, the others are read from the store. */
 #include <stdio.h>
 #include <string.h>
 
@@ -33,8 +33,8 @@ static bool node_equal(const struct table_node *node, const void *key)
     return strcmp(CONTAINER_OF(node, struct operation, node)->id, key) == 0;
 }
 
-struct operation *operation_new(struct core *core, const char *kind, const struct live_vm *vm, const struct core_request *req,
-                                struct error *err)
+struct operation *operation_new(struct core *core, const char *kind, const struct live_vm *vm,
+                                const struct core_request *req, struct error *err)
 {
     struct operation *op = mem_zalloc(sizeof(*op));
 
@@ -55,7 +55,8 @@ struct operation *operation_new(struct core *core, const char *kind, const struc
     }
     if (req != NULL && req->request_id != NULL)
         op->request_id = mem_strdup(req->request_id);
-    if ((vm != NULL && (op->vm_name == NULL || op->path == NULL)) || table_add(&core->operations, &op->node, str_hash(op->id)) < 0) {
+    if ((vm != NULL && (op->vm_name == NULL || op->path == NULL)) ||
+        table_add(&core->operations, &op->node, str_hash(op->id)) < 0) {
         mem_free(op->vm_name);
         mem_free(op->path);
         mem_free(op->request_id);
@@ -101,7 +102,7 @@ static json_t *steps_json(const struct operation *op)
     for (unsigned i = 0; i < op->n_steps; i++) {
         const struct operation_step *s = &op->steps[i];
         list = field_append(list, json_pack("{s:s,s:s,s:o}", "name", s->name, "state", operation_step_text(s), "ms",
-                                              s->state == OP_STEP_PENDING ? json_null() : json_integer(s->ms)));
+                                            s->state == OP_STEP_PENDING ? json_null() : json_integer(s->ms)));
     }
     return list;
 }
@@ -112,7 +113,8 @@ static json_t *error_json(const struct operation *op)
 
     if (!error_is_set(&op->error))
         return json_null();
-    if (error_problem(&op->error, op->path != NULL ? op->path : "/v1/operations", op->request_id != NULL ? op->request_id : "", &b) < 0)
+    if (error_problem(&op->error, op->path != NULL ? op->path : "/v1/operations",
+                      op->request_id != NULL ? op->request_id : "", &b) < 0)
         return NULL;
     return json_loadb(b.data, b.len, 0, NULL);
 }
@@ -123,9 +125,10 @@ char *operation_render(const struct operation *op)
     bool ended = op->state >= OPERATION_SUCCEEDED;
     const char *step = op->n_steps > 0 && op->step_begun && !ended ? op->steps[op->step].name : NULL;
     json_t *target = json_pack("{s:o,s:o}", "vm_id", text_or_null(op->vm_id), "vm_name", text_or_null(op->vm_name));
-    json_t *doc = json_pack("{s:s,s:s,s:o,s:s,s:o,s:o,s:n,s:o,s:o,s:b,s:s,s:o,s:o}", "id", op->id, "kind", op->kind, "target", target,
-                            "state", state_texts[op->state], "step", text_or_null(step), "steps", steps_json(op), "progress", "error",
-                            error_json(op), "result", op->result != NULL ? json_incref(op->result) : json_null(), "cancellable",
+    json_t *doc = json_pack("{s:s,s:s,s:o,s:s,s:o,s:o,s:n,s:o,s:o,s:b,s:s,s:o,s:o}", "id", op->id, "kind", op->kind,
+                            "target", target, "state", state_texts[op->state], "step", text_or_null(step), "steps",
+                            steps_json(op), "progress", "error", error_json(op), "result",
+                            op->result != NULL ? json_incref(op->result) : json_null(), "cancellable",
                             !ended && op->cancellable, "created_at", clock_text(op->created_at, created), "deadline",
                             op->deadline > 0 ? json_string(clock_text(op->deadline, at)) : json_null(), "finished_at",
                             op->finished_at > 0 ? json_string(clock_text(op->finished_at, at)) : json_null());
@@ -231,13 +234,15 @@ static void watches_tell(struct operation *op)
             loop_defer(op->core->loop, &w->task);
 }
 
-struct operation_watch *operation_watch(struct operation *op, bool ended, void (*fn)(void *arg, struct error *err), void *arg)
+struct operation_watch *operation_watch(struct operation *op, bool ended, void (*fn)(void *arg, struct error *err),
+                                        void *arg)
 {
     struct operation_watch *w = mem_zalloc(sizeof(*w));
 
     if (w == NULL)
         return NULL;
-    *w = (struct operation_watch){.next = op->watches, .op = operation_ref(op), .task.run = watch_run, .ended = ended, .fn = fn, .arg = arg};
+    *w = (struct operation_watch){
+        .next = op->watches, .op = operation_ref(op), .task.run = watch_run, .ended = ended, .fn = fn, .arg = arg};
     op->watches = w;
     if (watch_due(w))
         loop_defer(op->core->loop, &w->task);

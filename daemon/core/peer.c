@@ -1,5 +1,5 @@
-/* peer.c - see peer.h.  The rights of a thread are its own on Linux: file system uid and gid, and supplementary groups when
- * set by the raw call. */
+/* peer.c - see peer.h.  The rights of a thread are its own on Linux: file system uid and gid, and supplementary groups
+ * when set by the raw call. */
 #include "core/peer.h"
 
 #include <errno.h>
@@ -19,7 +19,8 @@ enum { GROUPS_MAX = 256, PATHS_MAX = 3 };
 
 static unsigned host_paths(const struct vm_spec *spec, const char *out[PATHS_MAX])
 {
-    const char *all[] = {spec->image, spec->has_boot ? spec->boot.kernel : NULL, spec->has_boot ? spec->boot.initrd : NULL};
+    const char *all[] = {spec->image, spec->has_boot ? spec->boot.kernel : NULL,
+                         spec->has_boot ? spec->boot.initrd : NULL};
     unsigned n = 0;
 
     for (size_t i = 0; i < ARRAY_SIZE(all); i++)

@@ -11,7 +11,8 @@
  *   suspend, resume   finished if the VM is found so, else interrupted
  *   reset             interrupted: whether it happened cannot be seen
  *   destroy           finished: ended, removed
- * A VM that ran and whose process is gone is failed, or stopped when its guest had powered off or the host was restarted. */
+ * A VM that ran and whose process is gone is failed, or stopped when its guest had powered off or the host was
+ * restarted. */
 #include <stdio.h>
 #include <string.h>
 
@@ -42,8 +43,8 @@ struct recovery {
     struct backend_adoption found;
     struct backend_call call;
     recovery_step *const *chain; /* what is still to do, NULL-terminated */
-    bool finished;         /* the operation reached its goal */
-    const char *undone;    /* what was rolled back, for the error's context */
+    bool finished;               /* the operation reached its goal */
+    const char *undone;          /* what was rolled back, for the error's context */
 };
 
 static void leftover_free(struct leftover *l)
@@ -68,7 +69,9 @@ static int load_vm(void *arg, const struct store_vm_row *row, struct error *err)
     if (!uuid_parse(row->id, &id))
         return error_set(err, ERR_DAEMON_INTERNAL, "the store has a VM with the id %s", row->id);
     if (row->destroyed_at > 0)
-        return tombstone_add(core, &id, row->name, row->destroyed_at) == 0 ? 0 : error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+        return tombstone_add(core, &id, row->name, row->destroyed_at) == 0
+                   ? 0
+                   : error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
     json_t *doc = json_loads(row->doc, 0, NULL), *private_doc = json_loads(row->private_doc, 0, NULL);
     int rc = vm_from_json(doc, private_doc, (const char *const *)core->backend_names, &vm, err);
     json_decref(doc);
@@ -154,9 +157,11 @@ static void put_leftover(struct change *ch, struct recovery *r, struct leftover 
         put_interrupted(l, name, r->undone);
     char *doc = json_text(json_incref(l->doc), 0, NULL);
     change_leftover(ch, l->id, l->kind, l->vm_id, r->finished ? "succeeded" : "failed", doc, l->created_at, now);
-    change_event(ch, "operation.finished", r->vm, NULL, NULL,
-                 json_pack("{s:s,s:s,s:s}", "operation", l->id, "kind", l->kind, "state", r->finished ? "succeeded" : "failed"));
-    LOG_INFO("operation settled", "operation", l->id, "kind", l->kind, "vm", name, "result", r->finished ? "finished" : r->undone);
+    change_event(
+        ch, "operation.finished", r->vm, NULL, NULL,
+        json_pack("{s:s,s:s,s:s}", "operation", l->id, "kind", l->kind, "state", r->finished ? "succeeded" : "failed"));
+    LOG_INFO("operation settled", "operation", l->id, "kind", l->kind, "vm", name, "result",
+             r->finished ? "finished" : r->undone);
     mem_free(doc);
     if (!r->finished)
         keys_forget_operation(r->core, ch, l->id);
@@ -340,11 +345,13 @@ static recovery_step *const *chain_gone(struct recovery *r)
 
     r->finished = left_is(r, "vm.stop") || left_is(r, "vm.kill");
     r->undone = "the VM is stopped";
-    if (stopping || (r->found.found == BACKEND_FOUND_ENDED && r->found.end.end == BACKEND_END_GUEST_OFF) || host_restarted(&vm->vm))
+    if (stopping || (r->found.found == BACKEND_FOUND_ENDED && r->found.end.end == BACKEND_END_GUEST_OFF) ||
+        host_restarted(&vm->vm))
         return now_stopped;
     r->undone = "the VM has failed";
     if (r->found.found == BACKEND_FOUND_ENDED)
-        live_vm_set_failure(vm, ERR_LIFECYCLE_OTHER, r->found.end.end == BACKEND_END_PANIC ? VM_FAILURE_PANIC : VM_FAILURE_EXITED,
+        live_vm_set_failure(vm, ERR_LIFECYCLE_OTHER,
+                            r->found.end.end == BACKEND_END_PANIC ? VM_FAILURE_PANIC : VM_FAILURE_EXITED,
                             &r->found.end.status, r->found.end.detail, r->found.end.stderr_tail);
     else
         live_vm_set_failure(vm, ERR_LIFECYCLE_OTHER, VM_FAILURE_KILLED, NULL, "QEMU ended while vmmd was down", NULL);
@@ -395,8 +402,13 @@ static int recover_vm(struct core *core, struct live_vm *vm, struct leftover *le
         leftover_free(left);
         return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
     }
-    *r = (struct recovery){.core = core, .vm = core_vm_ref(vm), .left = left, .call.done = adopted, .undone = "",
-                            .next = core->recoveries, .at = &core->recoveries};
+    *r = (struct recovery){.core = core,
+                           .vm = core_vm_ref(vm),
+                           .left = left,
+                           .call.done = adopted,
+                           .undone = "",
+                           .next = core->recoveries,
+                           .at = &core->recoveries};
     if (r->next != NULL)
         r->next->at = &r->next;
     core->recoveries = r;
@@ -462,9 +474,11 @@ int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct e
             return -1;
         }
     }
-    for (size_t i = 0; i < core->n_vms; i += i < core->n_vms && core->by_order[i] == seen) { /* one may be removed at once */
+    for (size_t i = 0; i < core->n_vms;
+         i += i < core->n_vms && core->by_order[i] == seen) { /* one may be removed at once */
         struct live_vm *vm = seen = core->by_order[i];
-        bool ran = vm->vm.state == VM_RUNNING || vm->vm.state == VM_SUSPENDED || vm->vm.state == VM_PREPARING || vm->vm.has_operation;
+        bool ran = vm->vm.state == VM_RUNNING || vm->vm.state == VM_SUSPENDED || vm->vm.state == VM_PREPARING ||
+                   vm->vm.has_operation;
         if (ran && !vm->settling && recover_vm(core, vm, NULL, err) < 0)
             return -1;
     }

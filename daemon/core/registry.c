@@ -266,8 +266,8 @@ static bool filter_matches(const struct core_filter *f, const struct live_vm *vm
     return true;
 }
 
-int core_vm_list(struct core *core, const struct core_filter *filter, const char *after, unsigned limit, struct buf *out,
-                 char **ret_last, struct error *err)
+int core_vm_list(struct core *core, const struct core_filter *filter, const char *after, unsigned limit,
+                 struct buf *out, char **ret_last, struct error *err)
 {
     size_t i = order_index(core, after);
     const struct live_vm *last = NULL;

@@ -24,8 +24,10 @@ static int needs_running(const struct live_vm *vm, const char *what, struct erro
 {
     static const char *const expected[] = {"running", "suspended", NULL};
 
-    error_set(err, ERR_VM_INVALID_STATE, "VM %s is %s; its %s needs running or suspended", vm->vm.name, vm_state_text(vm->pub_state), what);
-    error_help(err, "start it with `vmctl start %s`; `vmctl log %s` shows what it wrote before", vm->vm.name, vm->vm.name);
+    error_set(err, ERR_VM_INVALID_STATE, "VM %s is %s; its %s needs running or suspended", vm->vm.name,
+              vm_state_text(vm->pub_state), what);
+    error_help(err, "start it with `vmctl start %s`; `vmctl log %s` shows what it wrote before", vm->vm.name,
+               vm->vm.name);
     error_ctx_str(err, "vm", vm->vm.name);
     error_ctx_str(err, "current", vm_state_text(vm->pub_state));
     error_ctx_list(err, "expected", expected);
@@ -132,7 +134,8 @@ static void vnc_drained(void *arg)
     t->events.drained(t->arg);
 }
 
-struct vnc_tunnel *vnc_tunnel_new(struct live_vm *vm, const struct vnc_tunnel_events *events, void *arg, struct error *err)
+struct vnc_tunnel *vnc_tunnel_new(struct live_vm *vm, const struct vnc_tunnel_events *events, void *arg,
+                                  struct error *err)
 {
     static const struct stream_events stream_events = {.data = vnc_data, .closed = vnc_closed, .drained = vnc_drained};
     const char *addr = vm->vm.runtime.vnc_addr;
@@ -153,7 +156,8 @@ struct vnc_tunnel *vnc_tunnel_new(struct live_vm *vm, const struct vnc_tunnel_ev
     }
     t->events = *events;
     t->arg = arg;
-    t->stream = stream_connect(vm->core->loop, str_prefix(addr, "unix:") ? addr + 5 : addr, VNC_PENDING_MAX, &stream_events, t, err);
+    t->stream = stream_connect(vm->core->loop, str_prefix(addr, "unix:") ? addr + 5 : addr, VNC_PENDING_MAX,
+                               &stream_events, t, err);
     if (t->stream == NULL) {
         mem_free(t);
         return NULL;

@@ -30,8 +30,9 @@ struct vm_wait {
 
 static int parse(const char *text, struct wait_condition *ret, struct error *err)
 {
-    static const char *const known[] = {"state:prepared", "state:running", "state:suspended", "state:stopped", "state:failed",
-                                        "state:destroyed", "ready", "agent", "disk_io", NULL};
+    static const char *const known[] = {
+        "state:prepared",  "state:running", "state:suspended", "state:stopped", "state:failed",
+        "state:destroyed", "ready",         "agent",           "disk_io",       NULL};
 
     snprintf(ret->text, sizeof(ret->text), "%s", text);
     ret->is_state = str_prefix(text, "state:");
@@ -115,7 +116,8 @@ static void wait_timeout(void *arg)
     const struct wait_condition *missing = first_missing(w);
 
     error_set(&w->result, ERR_WAIT_TIMED_OUT, "VM %s is %s; %s has not come within %lld s", w->vm->vm.name,
-              vm_state_text(w->vm->pub_state), missing != NULL ? missing->text : "it", (long long)(w->timeout_ms / 1000));
+              vm_state_text(w->vm->pub_state), missing != NULL ? missing->text : "it",
+              (long long)(w->timeout_ms / 1000));
     error_ctx_str(&w->result, "vm", w->vm->vm.name);
     error_ctx_str(&w->result, "waited_for", missing != NULL ? missing->text : "");
     error_ctx_str(&w->result, "current", vm_state_text(w->vm->pub_state));
@@ -123,7 +125,8 @@ static void wait_timeout(void *arg)
 }
 
 struct vm_wait *core_vm_wait(struct live_vm *vm, const char *const *conditions, unsigned n, int64_t timeout_ms,
-                             void (*done)(void *arg, struct live_vm *vm, struct error *err), void *arg, struct error *err)
+                             void (*done)(void *arg, struct live_vm *vm, struct error *err), void *arg,
+                             struct error *err)
 {
     struct vm_wait *w = mem_zalloc(sizeof(*w));
 

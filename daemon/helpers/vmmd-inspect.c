@@ -5,9 +5,9 @@
  *
  * Happy path: drop every privilege, read a few blocks by pread, decide from the bytes alone, print, exit 0.  Nothing is
  * opened, followed or executed: an image that names another file (backing file, data file, extent) is refused, for QEMU
- * would go where the name points.  Failures are printed the same way, and exit 0 as well: a parser that was killed (a bad
- * system call, CPU time) is told from one that answered by its exit status.  `vmmd-inspect raw` takes any regular file
- * whose size is a multiple of 512 and that is no other format as raw: the user has said so. */
+ * would go where the name points.  Failures are printed the same way, and exit 0 as well: a parser that was killed (a
+ * bad system call, CPU time) is told from one that answered by its exit status.  `vmmd-inspect raw` takes any regular
+ * file whose size is a multiple of 512 and that is no other format as raw: the user has said so. */
 #include <errno.h>
 #include <grp.h>
 #include <inttypes.h>
@@ -197,9 +197,8 @@ static const char *qcow2_v3_check(const struct image *im, uint64_t cluster)
         return "its header has an impossible length";
     if (be32(h + QCOW2_REFCOUNT_ORDER) > 6)
         return "its reference counts have an impossible width";
-    if (features & QCOW2_COMPRESSION &&
-        (header_len < QCOW2_COMPRESSION_TYPE + 8 || im->head_len <= QCOW2_COMPRESSION_TYPE ||
-         h[QCOW2_COMPRESSION_TYPE] > 1))
+    if (features & QCOW2_COMPRESSION && (header_len < QCOW2_COMPRESSION_TYPE + 8 ||
+                                         im->head_len <= QCOW2_COMPRESSION_TYPE || h[QCOW2_COMPRESSION_TYPE] > 1))
         return "it is compressed in an unknown way";
     return qcow2_extensions(im, header_len, cluster < HEAD_MAX ? (size_t)cluster : HEAD_MAX);
 }
@@ -341,8 +340,9 @@ static int confine(void)
     const struct rlimit cpu = {5, 5}, none = {0, 0}, files = {4, 4}, output = {4096, 4096};
 
     /* In a user namespace nobody may have no id; the rest of the confinement holds there. */
-    if (geteuid() == 0 && (setgroups(0, NULL) || setresgid(NOBODY, NOBODY, NOBODY) ||
-                           setresuid(NOBODY, NOBODY, NOBODY)) && errno != EINVAL && errno != EPERM)
+    if (geteuid() == 0 &&
+        (setgroups(0, NULL) || setresgid(NOBODY, NOBODY, NOBODY) || setresuid(NOBODY, NOBODY, NOBODY)) &&
+        errno != EINVAL && errno != EPERM)
         return -1;
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
         return -1;
@@ -350,8 +350,8 @@ static int confine(void)
         setrlimit(RLIMIT_NOFILE, &files))
         return -1;
 #ifndef SANITIZED
-    const int allowed[] = {SCMP_SYS(pread64), SCMP_SYS(write),      SCMP_SYS(fstat), SCMP_SYS(newfstatat),
-                           SCMP_SYS(brk),     SCMP_SYS(exit_group), SCMP_SYS(mmap),  SCMP_SYS(munmap),
+    const int allowed[] = {SCMP_SYS(pread64), SCMP_SYS(write),       SCMP_SYS(fstat), SCMP_SYS(newfstatat),
+                           SCMP_SYS(brk),     SCMP_SYS(exit_group),  SCMP_SYS(mmap),  SCMP_SYS(munmap),
                            SCMP_SYS(exit),    SCMP_SYS(rt_sigreturn)};
     scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_KILL_PROCESS);
     int rc = ctx ? 0 : -1;

@@ -95,8 +95,8 @@ static void known_header(struct http_headers *h, const char *key, size_t len, co
     }
 }
 
-/* A folded header line reaches us as a name with the folded text hung on to it: "Transfer-Encoding:\r\n chunked" becomes
- * "Transfer-Encodingchunked".  Those that say how long a body is must not vanish so. */
+/* A folded header line reaches us as a name with the folded text hung on to it: "Transfer-Encoding:\r\n chunked"
+ * becomes "Transfer-Encodingchunked".  Those that say how long a body is must not vanish so. */
 static bool folded(const char *key, size_t len)
 {
     return (len > 14 && (key[0] | 0x20) == 'c' && strncasecmp(key, "Content-Length", 14) == 0) ||
@@ -139,10 +139,10 @@ int http_headers_check(struct http_conn *conn, const char *version, uint64_t *re
                          h->bad_name ? "name" : "value");
     if (h->n_content_length > 1 || h->n_host > 1 || h->n_content_type > 1 || h->n_authorization > 1)
         return error_set(err, ERR_API_BAD_REQUEST, "%s stands twice in the request",
-                         h->n_content_length > 1  ? "Content-Length"
-                         : h->n_host > 1          ? "Host"
+                         h->n_content_length > 1 ? "Content-Length"
+                         : h->n_host > 1         ? "Host"
                          : h->n_content_type > 1 ? "Content-Type"
-                                                  : "Authorization");
+                                                 : "Authorization");
     if (h->n_transfer_encoding > 0 && h->n_content_length > 0)
         return error_set(err, ERR_API_BAD_REQUEST, "Content-Length stands beside Transfer-Encoding");
     if (h->n_transfer_encoding > 1 || (h->n_transfer_encoding == 1 && strcasecmp(h->transfer_encoding, "chunked") != 0))

@@ -16,7 +16,13 @@
 #include "base/error.h"
 #include "loop/loop.h"
 
-enum http_method { HTTP_GET = 1, HTTP_POST = 2, HTTP_PUT = 4, HTTP_PATCH = 8, HTTP_DELETE = 16 }; /* HEAD comes as GET */
+enum http_method {
+    HTTP_GET = 1,
+    HTTP_POST = 2,
+    HTTP_PUT = 4,
+    HTTP_PATCH = 8,
+    HTTP_DELETE = 16
+}; /* HEAD comes as GET */
 
 enum { HTTP_PARAMS_MAX = 3, HTTP_BODY_MAX = 1048576 };
 
@@ -30,9 +36,9 @@ struct http_peer {
 /* Read-only for handlers; strings live as long as the request. */
 struct http_request {
     enum http_method method;
-    const char *path;                   /* as sent, without the query; percent-decoded */
+    const char *path;                    /* as sent, without the query; percent-decoded */
     const char *params[HTTP_PARAMS_MAX]; /* what {…} of the route's pattern matched, in order */
-    const char *body;                   /* NUL-terminated, "" without one */
+    const char *body;                    /* NUL-terminated, "" without one */
     size_t body_len;
     const char *request_id;
     struct http_peer peer;
@@ -44,8 +50,8 @@ struct http_route {
     enum http_method method;
     const char *pattern; /* "/v1/vms/{vm}/start" */
     http_handler *handler;
-    bool merge_patch;    /* application/merge-patch+json is accepted too */
-    bool no_body;        /* GET-like: a body is ignored */
+    bool merge_patch; /* application/merge-patch+json is accepted too */
+    bool no_body;     /* GET-like: a body is ignored */
 };
 
 struct http_config {
@@ -55,9 +61,9 @@ struct http_config {
     const char *token;         /* for TCP; NULL: none */
     bool no_auth;              /* TCP on loopback without a token */
     unsigned max_connections;  /* per listener */
-    unsigned max_parked;       /* parked requests (waits), of max_connections: beyond it a GET that would wait gets 503 and
-                                * http_prefer_wait says 0, so that changes answer 202 at once */
-    unsigned max_streams;      /* SSE, follow, WebSocket */
+    unsigned max_parked;  /* parked requests (waits), of max_connections: beyond it a GET that would wait gets 503 and
+                           * http_prefer_wait says 0, so that changes answer 202 at once */
+    unsigned max_streams; /* SSE, follow, WebSocket */
     int64_t header_timeout_ms; /* from the first byte of a connection to complete headers */
     int64_t body_timeout_ms;   /* for a whole body */
     int64_t idle_timeout_ms;   /* between requests */
@@ -66,12 +72,12 @@ void http_config_defaults(struct http_config *config);
 
 struct http_server;
 
-/* Binds and serves; sockets passed by systemd (LISTEN_FDS, LISTEN_PID) are used in place of socket_path when they are there.
- * `routes` ends with a zeroed row and outlives the server; `arg` goes to each handler.
- * Fails: ERR_IO (address in use: says by whom where it can be told), ERR_API_UNAUTHORIZED-free ERR_API_FORBIDDEN when TCP is asked without token and
- * without no_auth on loopback.  Not to be freed from within a handler. */
-struct http_server *http_server_new(struct loop *loop, const struct http_config *config, const struct http_route *routes,
-                                    void *arg, struct error *err);
+/* Binds and serves; sockets passed by systemd (LISTEN_FDS, LISTEN_PID) are used in place of socket_path when they are
+ * there. `routes` ends with a zeroed row and outlives the server; `arg` goes to each handler. Fails: ERR_IO (address in
+ * use: says by whom where it can be told), ERR_API_UNAUTHORIZED-free ERR_API_FORBIDDEN when TCP is asked without token
+ * and without no_auth on loopback.  Not to be freed from within a handler. */
+struct http_server *http_server_new(struct loop *loop, const struct http_config *config,
+                                    const struct http_route *routes, void *arg, struct error *err);
 /* No new connections; parked requests are answered 503 daemon::shutting_down, streams ended, answers in flight go out.
  * `done` comes when all connections are gone, after grace_ms at the latest. */
 void http_server_drain(struct http_server *server, int64_t grace_ms, void (*done)(void *arg), void *arg);
@@ -92,12 +98,13 @@ void http_server_stats(const struct http_server *server, struct http_stats *ret)
  * handler). */
 const char *http_header(const struct http_request *req, const char *name);
 const char *http_query(const struct http_request *req, const char *name); /* its first value; "" for ?name */
-void http_query_each(const struct http_request *req, bool (*fn)(void *arg, const char *name, const char *value), void *arg);
+void http_query_each(const struct http_request *req, bool (*fn)(void *arg, const char *name, const char *value),
+                     void *arg);
 /* N of `Prefer: wait=N`, capped at 600; 0 without one. */
 int http_prefer_wait(const struct http_request *req);
-/* Called once if the client leaves before the answer, or the wait ends otherwise (drain, over max_parked, server freed);
- * the request must not be touched afterwards.  fn NULL revokes: then the request stays valid until it is answered, even
- * when its client has left, and a drain waits for it. */
+/* Called once if the client leaves before the answer, or the wait ends otherwise (drain, over max_parked, server
+ * freed); the request must not be touched afterwards.  fn NULL revokes: then the request stays valid until it is
+ * answered, even when its client has left, and a drain waits for it. */
 void http_on_gone(struct http_request *req, void (*fn)(void *arg, struct http_request *req), void *arg);
 /* Whether `gone` was called because the daemon stops: it may answer then. */
 bool http_stopping(const struct http_request *req);
@@ -112,12 +119,13 @@ void http_reply_error(struct http_request *req, const struct error *err);
 struct http_stream;
 struct http_stream_events {
     void (*drained)(void *arg); /* all written bytes left; may be NULL */
-    void (*gone)(void *arg);    /* the client left, or was too slow and was dropped; the stream is dead.  Once, not after http_stream_end */
+    void (*gone)(void *arg); /* the client left, or was too slow and was dropped; the stream is dead.  Once, not after
+                                http_stream_end */
 };
-/* A streamed answer (chunked), for SSE and logs.  The request is dead afterwards.  NULL: over the limit of streams; then
- * the request has been answered 503 daemon::overloaded. */
-struct http_stream *http_stream_start(struct http_request *req, int status, const char *content_type, size_t max_pending,
-                                      const struct http_stream_events *events, void *arg);
+/* A streamed answer (chunked), for SSE and logs.  The request is dead afterwards.  NULL: over the limit of streams;
+ * then the request has been answered 503 daemon::overloaded. */
+struct http_stream *http_stream_start(struct http_request *req, int status, const char *content_type,
+                                      size_t max_pending, const struct http_stream_events *events, void *arg);
 /* -1: it would pass max_pending; the client is dropped then (`gone` follows on a later turn). */
 int http_stream_write(struct http_stream *s, const void *data, size_t len);
 size_t http_stream_pending(const struct http_stream *s);
@@ -129,9 +137,10 @@ struct http_ws_events {
     void (*drained)(void *arg); /* may be NULL */
     void (*closed)(void *arg);  /* once; the ws is dead.  Not after http_ws_close */
 };
-/* Upgrades (RFC 6455); a request that is no WebSocket handshake has been answered 400 and NULL is returned.  The request
- * is dead afterwards. */
-struct http_ws *http_ws_accept(struct http_request *req, size_t max_pending, const struct http_ws_events *events, void *arg);
+/* Upgrades (RFC 6455); a request that is no WebSocket handshake has been answered 400 and NULL is returned.  The
+ * request is dead afterwards. */
+struct http_ws *http_ws_accept(struct http_request *req, size_t max_pending, const struct http_ws_events *events,
+                               void *arg);
 /* One binary message. -1: it would pass max_pending; nothing was sent. */
 int http_ws_send(struct http_ws *ws, const void *data, size_t len);
 size_t http_ws_pending(const struct http_ws *ws);

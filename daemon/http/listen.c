@@ -2,7 +2,8 @@
  *
  * The Unix socket is bound under a umask, so that it is never more open than in the end (0600, or 0660 with its group
  * when we are root and the group exists).  A file left by a dead daemon is replaced; a live listener is never pushed
- * aside.  Fails: ERR_IO (who holds the path or address, where it can be told), ERR_API_FORBIDDEN (TCP without token). */
+ * aside.  Fails: ERR_IO (who holds the path or address, where it can be told), ERR_API_FORBIDDEN (TCP without token).
+ */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -58,10 +59,11 @@ static int tcp_allowed(const struct http_server *server, const struct sockaddr_s
     if (server->token != NULL)
         return 0;
     if (!server->config.no_auth)
-        return error_set(err, ERR_API_FORBIDDEN, "listening on %s needs a token (token_file), or --no-auth on a loopback address",
-                         text);
+        return error_set(err, ERR_API_FORBIDDEN,
+                         "listening on %s needs a token (token_file), or --no-auth on a loopback address", text);
     if (!is_loopback(addr))
-        return error_set(err, ERR_API_FORBIDDEN, "%s is no loopback address: it needs a token, --no-auth is not enough", text);
+        return error_set(err, ERR_API_FORBIDDEN, "%s is no loopback address: it needs a token, --no-auth is not enough",
+                         text);
     return 0;
 }
 
@@ -112,7 +114,8 @@ static int listen_tcp(struct http_server *server, const char *text, struct error
     if (addr.ss_family == AF_INET6)
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one));
     if (bind(fd, (struct sockaddr *)&addr, len) != 0 || listen(fd, HTTP_BACKLOG) != 0)
-        return error_errno(err, errno, errno == EADDRINUSE ? "another process listens on %s" : "cannot listen on %s", text);
+        return error_errno(err, errno, errno == EADDRINUSE ? "another process listens on %s" : "cannot listen on %s",
+                           text);
     struct http_listener *l = listener_add(server, TAKE_FD(fd), err);
     if (l == NULL)
         return -1;

@@ -78,12 +78,12 @@ static int listener_start(struct http_listener *l, struct error *err)
 
     l->task.run = listener_task;
     l->mhd = MHD_start_daemon(
-        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_ALLOW_UPGRADE | MHD_USE_ERROR_LOG, 0, NULL, NULL, http_on_access, l,
-        MHD_OPTION_EXTERNAL_LOGGER, mhd_log, NULL, MHD_OPTION_LISTEN_SOCKET, l->fd, MHD_OPTION_NOTIFY_CONNECTION,
-        http_on_connection, l, MHD_OPTION_URI_LOG_CALLBACK, http_on_target, l, MHD_OPTION_NOTIFY_COMPLETED, http_on_completed,
-        l, MHD_OPTION_CONNECTION_LIMIT, server->config.max_connections, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-        (size_t)CONNECTION_MEMORY, MHD_OPTION_CONNECTION_TIMEOUT, stall_s > idle_s ? stall_s : idle_s,
-        MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
+        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_ALLOW_UPGRADE | MHD_USE_ERROR_LOG, 0, NULL, NULL, http_on_access,
+        l, MHD_OPTION_EXTERNAL_LOGGER, mhd_log, NULL, MHD_OPTION_LISTEN_SOCKET, l->fd, MHD_OPTION_NOTIFY_CONNECTION,
+        http_on_connection, l, MHD_OPTION_URI_LOG_CALLBACK, http_on_target, l, MHD_OPTION_NOTIFY_COMPLETED,
+        http_on_completed, l, MHD_OPTION_CONNECTION_LIMIT, server->config.max_connections,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY, MHD_OPTION_CONNECTION_TIMEOUT,
+        stall_s > idle_s ? stall_s : idle_s, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
     if (l->mhd == NULL)
         return error_set(err, ERR_IO, "libmicrohttpd did not start");
     const union MHD_DaemonInfo *info = MHD_get_daemon_info(l->mhd, MHD_DAEMON_INFO_EPOLL_FD);
@@ -183,8 +183,8 @@ static int server_start(struct http_server *server, struct error *err)
     return 0;
 }
 
-struct http_server *http_server_new(struct loop *loop, const struct http_config *config, const struct http_route *routes,
-                                    void *arg, struct error *err)
+struct http_server *http_server_new(struct loop *loop, const struct http_config *config,
+                                    const struct http_route *routes, void *arg, struct error *err)
 {
     struct http_server *server = mem_zalloc(sizeof(*server));
 

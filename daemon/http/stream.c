@@ -129,8 +129,8 @@ static void response_freed(void *cls)
     maybe_free(s);
 }
 
-static struct http_stream *stream_new(struct http_conn *conn, size_t max_pending, const struct http_stream_events *events,
-                                      void *arg)
+static struct http_stream *stream_new(struct http_conn *conn, size_t max_pending,
+                                      const struct http_stream_events *events, void *arg)
 {
     struct http_stream *s = mem_zalloc(sizeof(*s));
 
@@ -147,8 +147,8 @@ static struct http_stream *stream_new(struct http_conn *conn, size_t max_pending
     return s;
 }
 
-struct http_stream *http_stream_start(struct http_request *req, int status, const char *content_type, size_t max_pending,
-                                      const struct http_stream_events *events, void *arg)
+struct http_stream *http_stream_start(struct http_request *req, int status, const char *content_type,
+                                      size_t max_pending, const struct http_stream_events *events, void *arg)
 {
     struct http_conn *conn = conn_of(req);
     struct http_server *server = conn_server(conn);

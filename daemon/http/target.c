@@ -155,7 +155,8 @@ const char *http_query(const struct http_request *req, const char *name)
     return NULL;
 }
 
-void http_query_each(const struct http_request *req, bool (*fn)(void *arg, const char *name, const char *value), void *arg)
+void http_query_each(const struct http_request *req, bool (*fn)(void *arg, const char *name, const char *value),
+                     void *arg)
 {
     const struct http_target *t = &conn_of(req)->target;
     const char *at = t->query;

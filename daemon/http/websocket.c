@@ -261,8 +261,8 @@ static void ws_task(struct loop_task *task)
     turn(ws);
 }
 
-static void upgraded(void *cls, struct MHD_Connection *mhd, void *con_cls, const char *extra, size_t extra_len, MHD_socket fd,
-                     struct MHD_UpgradeResponseHandle *urh)
+static void upgraded(void *cls, struct MHD_Connection *mhd, void *con_cls, const char *extra, size_t extra_len,
+                     MHD_socket fd, struct MHD_UpgradeResponseHandle *urh)
 {
     struct http_ws *ws = cls;
 
@@ -310,7 +310,8 @@ static int handshake(const struct http_request *req, char accept[WS_ACCEPT_MAX],
     return 0;
 }
 
-static struct http_ws *ws_new(struct http_conn *conn, size_t max_pending, const struct http_ws_events *events, void *arg)
+static struct http_ws *ws_new(struct http_conn *conn, size_t max_pending, const struct http_ws_events *events,
+                              void *arg)
 {
     struct http_ws *ws = mem_zalloc(sizeof(*ws));
 
@@ -340,7 +341,8 @@ static struct http_ws *refuse(struct http_request *req, struct error *err)
     return NULL;
 }
 
-struct http_ws *http_ws_accept(struct http_request *req, size_t max_pending, const struct http_ws_events *events, void *arg)
+struct http_ws *http_ws_accept(struct http_request *req, size_t max_pending, const struct http_ws_events *events,
+                               void *arg)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
     struct http_conn *conn = conn_of(req);

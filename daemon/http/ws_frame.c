@@ -114,7 +114,8 @@ static int take_payload(struct ws_parser *p, const uint8_t **in, size_t *in_len)
 
 bool ws_close_code_ok(int code)
 {
-    return (code >= 1000 && code <= 1014 && code != 1004 && code != 1005 && code != 1006) || (code >= 3000 && code <= 4999);
+    return (code >= 1000 && code <= 1014 && code != 1004 && code != 1005 && code != 1006) ||
+           (code >= 3000 && code <= 4999);
 }
 
 static enum ws_event control_whole(struct ws_parser *p)
@@ -195,7 +196,8 @@ bool ws_accept_key(const char *key, char out[WS_ACCEPT_MAX])
     if (strlen(key) != WS_KEY_LEN)
         return false;
     base64_decode_init(&decode);
-    if (!base64_decode_update(&decode, &raw_len, raw, WS_KEY_LEN, key) || !base64_decode_final(&decode) || raw_len != 16)
+    if (!base64_decode_update(&decode, &raw_len, raw, WS_KEY_LEN, key) || !base64_decode_final(&decode) ||
+        raw_len != 16)
         return false;
     sha1_init(&sha);
     sha1_update(&sha, WS_KEY_LEN, (const uint8_t *)key);

@@ -15,9 +15,9 @@ struct image_info {
 };
 
 struct image_rules {
-    const char *helper;             /* path of vmmd-inspect */
-    const char *const *image_dirs;  /* NULL-terminated; NULL or empty: anywhere */
-    uint64_t max_bytes;             /* the largest virtual size */
+    const char *helper;            /* path of vmmd-inspect */
+    const char *const *image_dirs; /* NULL-terminated; NULL or empty: anywhere */
+    uint64_t max_bytes;            /* the largest virtual size */
 };
 
 /* Opens path as an image, or says why it may not be used: ERR_IMAGE_NOT_FOUND, ERR_IMAGE_UNSAFE (not a

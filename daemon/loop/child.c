@@ -20,7 +20,7 @@ struct child {
     struct loop *loop;
     pid_t pid;
     int pidfd;
-    struct poller *poller; /* NULL once it was reaped */
+    struct poller *poller;                                       /* NULL once it was reaped */
     void (*exited)(void *arg, const struct exit_status *status); /* NULL: an orphan */
     void *arg;
     struct child *next; /* orphans */
@@ -66,9 +66,8 @@ static bool reap(struct child *c, struct exit_status *ret)
     if (info.si_pid == 0)
         return false;
     bool exited = info.si_code == CLD_EXITED;
-    *ret = (struct exit_status){.known = true,
-                                .code = exited ? info.si_status : -1,
-                                .signal = exited ? 0 : info.si_status};
+    *ret = (struct exit_status){
+        .known = true, .code = exited ? info.si_status : -1, .signal = exited ? 0 : info.si_status};
     return true;
 }
 

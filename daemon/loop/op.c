@@ -27,7 +27,7 @@ struct op {
     struct loop *loop;
     const struct op_step *steps;
     unsigned n_steps;
-    unsigned index; /* the step being run or undone; forward, those before it are done */
+    unsigned index;   /* the step being run or undone; forward, those before it are done */
     unsigned to_undo; /* backward: those before it are still to be undone */
     enum phase phase;
     const struct op_observer *observer;
@@ -38,14 +38,14 @@ struct op {
     int64_t deadline_ms;    /* of the whole */
     int64_t step_began_ms;
     int64_t step_due_ms;
-    int owed;            /* resumes to come; -1 when one came before its step returned */
-    bool waiting;        /* the current step or undo returned OP_WAIT */
-    bool late;           /* the current step or undo passed its deadline */
-    bool hurried;        /* .cancel was called for the current step */
+    int owed;     /* resumes to come; -1 when one came before its step returned */
+    bool waiting; /* the current step or undo returned OP_WAIT */
+    bool late;    /* the current step or undo passed its deadline */
+    bool hurried; /* .cancel was called for the current step */
     bool commit_begun;
     bool committed;
-    bool driving;        /* drive is on the stack */
-    bool in_step;        /* a step's run or undo is on the stack */
+    bool driving; /* drive is on the stack */
+    bool in_step; /* a step's run or undo is on the stack */
     bool abandoned;
     struct error resumed; /* what the current wait ended with */
     struct error failure;

@@ -24,8 +24,8 @@ struct loop {
     uint64_t mark_ns;         /* when the current iteration's callbacks began, idle time taken out */
     uint64_t mark_idle_ns;
     uint64_t lag_max_ns;
-    unsigned works;           /* calls on the thread pool whose `done` is still to come */
-    struct child *orphans;    /* freed by their owners, not yet dead: reaped silently */
+    unsigned works;                /* calls on the thread pool whose `done` is still to come */
+    struct child *orphans;         /* freed by their owners, not yet dead: reaped silently */
     char read_buf[LOOP_READ_SIZE]; /* of whichever stream reads right now */
 };
 

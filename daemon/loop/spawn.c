@@ -24,8 +24,8 @@
 #include "base/mem.h"
 
 enum {
-    MAX_FDS = 7,       /* three and the extra ones */
-    SAFE_FD = 16,      /* sources are moved up here first, out of the targets' way */
+    MAX_FDS = 7,  /* three and the extra ones */
+    SAFE_FD = 16, /* sources are moved up here first, out of the targets' way */
     FALLBACK_FDS = 65536,
     ENV_MAX = 5,
 };

@@ -31,21 +31,21 @@ struct stream {
     struct loop *loop;
     enum stream_state state;
     int fd;
-    struct poller *poller;     /* NULL until `connected` was told */
-    struct timer *retry;       /* only while connecting */
-    struct sockaddr_un addr;   /* likewise */
+    struct poller *poller;   /* NULL until `connected` was told */
+    struct timer *retry;     /* only while connecting */
+    struct sockaddr_un addr; /* likewise */
     unsigned retries;
-    struct loop_task task;     /* tells what happened inside a call of the owner */
+    struct loop_task task; /* tells what happened inside a call of the owner */
     bool tell_connected;
     bool tell_drained;
-    int broken;                /* errno of a failed connect or write, told by the task */
+    int broken; /* errno of a failed connect or write, told by the task */
     bool paused;
     struct buf out;
-    size_t sent;               /* bytes of out that left */
+    size_t sent; /* bytes of out that left */
     size_t max_pending;
     const struct stream_events *events;
     void *arg;
-    unsigned busy;             /* callbacks on the stack: the memory must stay */
+    unsigned busy; /* callbacks on the stack: the memory must stay */
     bool freed;
 };
 

@@ -16,10 +16,10 @@
 struct stream;
 
 struct stream_events {
-    void (*connected)(void *arg);                             /* may be NULL */
-    void (*data)(void *arg, const char *data, size_t len);    /* len > 0 */
-    void (*closed)(void *arg, int errnum);                    /* 0: the peer ended it; else an errno */
-    void (*drained)(void *arg);                               /* may be NULL: all written bytes left */
+    void (*connected)(void *arg);                          /* may be NULL */
+    void (*data)(void *arg, const char *data, size_t len); /* len > 0 */
+    void (*closed)(void *arg, int errnum);                 /* 0: the peer ended it; else an errno */
+    void (*drained)(void *arg);                            /* may be NULL: all written bytes left */
 };
 
 /* Connects to a Unix socket path (longer than 107 bytes: ERR_IO at once).  A refusal comes as `closed`; a full backlog

@@ -78,7 +78,8 @@ int fields_open(struct fields *f, const json_t *obj, const char *pointer, const 
     if (!json_is_object(obj))
         return field_pointer_error(err, pointer, "an object", "%s must be an object",
                                    *pointer != '\0' ? pointer : "the body");
-    json_object_foreach((json_t *)obj, key, value) {
+    json_object_foreach((json_t *)obj, key, value)
+    {
         size_t i = 0;
         while (names[i] != NULL && strcmp(names[i], key) != 0)
             i++;
@@ -87,7 +88,8 @@ int fields_open(struct fields *f, const json_t *obj, const char *pointer, const 
         char full[FIELD_POINTER_MAX];
         const char *near = str_nearest(key, names);
         field_pointer(full, pointer, key);
-        field_pointer_error(err, full, "no such field", near != NULL ? "%s is not a field here; did you mean \"%s\"?" : "%s is not a field here",
+        field_pointer_error(err, full, "no such field",
+                            near != NULL ? "%s is not a field here; did you mean \"%s\"?" : "%s is not a field here",
                             full, near);
         if (near != NULL)
             error_ctx_str(err, "nearest", near);

@@ -42,7 +42,10 @@ static const struct {
     [VM_RESTART] = {"restart", IN(VM_RUNNING) | IN(VM_SUSPENDED), 0},
     [VM_SUSPEND] = {"suspend", IN(VM_RUNNING), 0},
     [VM_RESUME] = {"resume", IN(VM_SUSPENDED), 0},
-    [VM_DESTROY] = {"destroy", IN(VM_PREPARING) | IN(VM_PREPARED) | IN(VM_RUNNING) | IN(VM_SUSPENDED) | IN(VM_STOPPED) | IN(VM_FAILED), IN(VM_DESTROYED)},
+    [VM_DESTROY] = {"destroy",
+                    IN(VM_PREPARING) | IN(VM_PREPARED) | IN(VM_RUNNING) | IN(VM_SUSPENDED) | IN(VM_STOPPED) |
+                        IN(VM_FAILED),
+                    IN(VM_DESTROYED)},
 };
 
 const char *vm_verb_text(enum vm_verb verb)
@@ -78,10 +81,15 @@ int vm_state_error(enum vm_verb verb, const char *name, enum vm_state state, str
         if ((verbs[verb].from & IN(order[i])) == 0)
             continue;
         size_t len = strlen(list);
-        snprintf(list + len, sizeof(list) - len, "%s%s", n == 0 ? "" : n + 1 == total ? " or " : ", ", state_texts[order[i]]);
+        snprintf(list + len, sizeof(list) - len, "%s%s",
+                 n == 0           ? ""
+                 : n + 1 == total ? " or "
+                                  : ", ",
+                 state_texts[order[i]]);
         expected[n++] = state_texts[order[i]];
     }
-    error_set(err, ERR_VM_INVALID_STATE, "VM %s is %s; %s needs %s", name, vm_state_text(state), vm_verb_text(verb), list);
+    error_set(err, ERR_VM_INVALID_STATE, "VM %s is %s; %s needs %s", name, vm_state_text(state), vm_verb_text(verb),
+              list);
     if (verb == VM_START && state == VM_SUSPENDED)
         error_help(err, "resume it with `vmctl resume %s`, or stop it first", name);
     else if (verb == VM_START && state == VM_RUNNING)

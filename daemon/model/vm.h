@@ -1,4 +1,5 @@
-/* vm.h - a VM as data: what was asked for (spec), what exists now (runtime), how it stands (state, conditions, failure).
+/* vm.h - a VM as data: what was asked for (spec), what exists now (runtime), how it stands (state, conditions,
+ * failure).
  *
  *                 create                start                 suspend
  *        (none) ─────────► preparing ─► prepared ──────► running ◄──────► suspended
@@ -20,12 +21,30 @@
 #include "base/error.h"
 #include "base/uuid.h"
 
-enum vm_state { VM_PREPARING, VM_PREPARED, VM_RUNNING, VM_SUSPENDED, VM_STOPPED, VM_FAILED, VM_DESTROYED, VM_STATE_MAX };
+enum vm_state {
+    VM_PREPARING,
+    VM_PREPARED,
+    VM_RUNNING,
+    VM_SUSPENDED,
+    VM_STOPPED,
+    VM_FAILED,
+    VM_DESTROYED,
+    VM_STATE_MAX
+};
 const char *vm_state_text(enum vm_state state);
 bool vm_state_parse(const char *text, enum vm_state *ret);
 
 enum vm_verb {
-    VM_CREATE, VM_START, VM_STOP, VM_KILL, VM_RESET, VM_RESTART, VM_SUSPEND, VM_RESUME, VM_DESTROY, VM_VERB_MAX
+    VM_CREATE,
+    VM_START,
+    VM_STOP,
+    VM_KILL,
+    VM_RESET,
+    VM_RESTART,
+    VM_SUSPEND,
+    VM_RESUME,
+    VM_DESTROY,
+    VM_VERB_MAX
 };
 const char *vm_verb_text(enum vm_verb verb); /* "start" */
 /* Whether the verb may begin in this state; and the bits (1 << state) of all states it may begin in. */
@@ -54,7 +73,7 @@ struct vm_labels {
     struct vm_label {
         char *key;
         char *value;
-    } *items; /* sorted by key */
+    } * items; /* sorted by key */
 };
 
 /* Every pointer is owned and NULL when not given. */
@@ -122,7 +141,7 @@ struct vm_runtime {
     char *machine_type; /* "pc-q35-7.2" */
     char *cpu_model;    /* "host", "qemu64", ... as given to QEMU */
     char *qemu_version;
-    char *tap; /* the tap device made for it */
+    char *tap;         /* the tap device made for it */
     char *disk_format; /* of the base image, from its header at create: never probed again */
 };
 

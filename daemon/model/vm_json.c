@@ -1,4 +1,5 @@
-/* vm_json.c - the VM's documents: the public one of API.md, the private one beside it in the store, and back.  See vm.h. */
+/* vm_json.c - the VM's documents: the public one of API.md, the private one beside it in the store, and back.  See
+ * vm.h. */
 #include <stdio.h>
 #include <string.h>
 
@@ -36,11 +37,12 @@ static json_t *positive_or_null(int64_t v)
 static json_t *runtime_json(const struct vm_runtime *rt)
 {
     return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:n,s:[]}", "accel", text_or_null(rt->accel), "pid",
-                     positive_or_null(rt->pid), "started_at", time_or_null(rt->started_at), "work_dir", text_or_null(rt->work_dir),
-                     "overlay_path", text_or_null(rt->overlay_path), "seed_iso_path", text_or_null(rt->seed_iso_path), "qmp_socket",
-                     text_or_null(rt->qmp_socket), "console_socket", text_or_null(rt->console_socket), "vnc_addr",
-                     text_or_null(rt->vnc_addr), "ssh_host_port", positive_or_null(rt->ssh_host_port), "mac_addr",
-                     text_or_null(rt->mac_addr), "vsock_cid", "addresses");
+                     positive_or_null(rt->pid), "started_at", time_or_null(rt->started_at), "work_dir",
+                     text_or_null(rt->work_dir), "overlay_path", text_or_null(rt->overlay_path), "seed_iso_path",
+                     text_or_null(rt->seed_iso_path), "qmp_socket", text_or_null(rt->qmp_socket), "console_socket",
+                     text_or_null(rt->console_socket), "vnc_addr", text_or_null(rt->vnc_addr), "ssh_host_port",
+                     positive_or_null(rt->ssh_host_port), "mac_addr", text_or_null(rt->mac_addr), "vsock_cid",
+                     "addresses");
 }
 
 static json_t *conditions_json(const struct vm *vm)
@@ -50,8 +52,10 @@ static json_t *conditions_json(const struct vm *vm)
     for (int i = 0; i < VM_COND_MAX; i++) {
         const struct vm_condition *c = &vm->conditions[i];
         if (c->known)
-            list = field_append(list, json_pack("{s:s,s:b,s:s,s:s,s:o}", "type", vm_condition_text((enum vm_condition_type)i), "status",
-                                                c->status, "reason", c->reason, "message", c->message, "since", time_or_null(c->since)));
+            list = field_append(list,
+                                json_pack("{s:s,s:b,s:s,s:s,s:o}", "type", vm_condition_text((enum vm_condition_type)i),
+                                          "status", c->status, "reason", c->reason, "message", c->message, "since",
+                                          time_or_null(c->since)));
     }
     return list;
 }
@@ -59,8 +63,9 @@ static json_t *conditions_json(const struct vm *vm)
 static const struct {
     int number;
     const char *name;
-} signal_names[] = {{1, "SIGHUP"},   {2, "SIGINT"},   {3, "SIGQUIT"}, {4, "SIGILL"},  {5, "SIGTRAP"},  {6, "SIGABRT"},
-                    {7, "SIGBUS"},   {8, "SIGFPE"},   {9, "SIGKILL"}, {11, "SIGSEGV"}, {13, "SIGPIPE"}, {14, "SIGALRM"},
+} signal_names[] = {{1, "SIGHUP"},   {2, "SIGINT"},   {3, "SIGQUIT"},  {4, "SIGILL"},
+                    {5, "SIGTRAP"},  {6, "SIGABRT"},  {7, "SIGBUS"},   {8, "SIGFPE"},
+                    {9, "SIGKILL"},  {11, "SIGSEGV"}, {13, "SIGPIPE"}, {14, "SIGALRM"},
                     {15, "SIGTERM"}, {24, "SIGXCPU"}, {25, "SIGXFSZ"}, {31, "SIGSYS"}};
 
 static json_t *signal_json(int number)
@@ -89,30 +94,32 @@ static json_t *failure_json(const struct vm_failure *f)
     if (!f->set)
         return json_null();
     bool by_signal = f->status_known && f->signal != 0;
-    return json_pack("{s:s,s:s,s:o,s:o,s:o,s:s,s:s}", "code", error_info(f->code)->code, "reason", failure_reasons[f->reason],
-                     "exit_status", f->status_known && !by_signal ? json_integer(f->exit_status) : json_null(), "signal",
+    return json_pack("{s:s,s:s,s:o,s:o,s:o,s:s,s:s}", "code", error_info(f->code)->code, "reason",
+                     failure_reasons[f->reason], "exit_status",
+                     f->status_known && !by_signal ? json_integer(f->exit_status) : json_null(), "signal",
                      by_signal ? signal_json(f->signal) : json_null(), "at", time_or_null(f->at), "detail",
                      f->detail != NULL ? f->detail : "", "stderr_tail", f->stderr_tail != NULL ? f->stderr_tail : "");
 }
 
 json_t *vm_json(const struct vm *vm)
 {
-    return json_pack("{s:o,s:s,s:s,s:s,s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "id", uuid_json(&vm->id), "name", vm->name, "backend",
-                     vm->backend, "state", vm_state_text(vm->state), "generation", (json_int_t)vm->generation, "revision",
-                     (json_int_t)vm->revision, "labels", vm_labels_json(&vm->labels), "spec", vm_spec_json(&vm->spec), "runtime",
-                     runtime_json(&vm->runtime), "conditions", conditions_json(vm), "failure", failure_json(&vm->failure), "operation",
-                     vm->has_operation ? uuid_json(&vm->operation) : json_null(), "created_at", time_or_null(vm->created_at),
-                     "updated_at", time_or_null(vm->updated_at));
+    return json_pack(
+        "{s:o,s:s,s:s,s:s,s:I,s:I,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "id", uuid_json(&vm->id), "name", vm->name,
+        "backend", vm->backend, "state", vm_state_text(vm->state), "generation", (json_int_t)vm->generation, "revision",
+        (json_int_t)vm->revision, "labels", vm_labels_json(&vm->labels), "spec", vm_spec_json(&vm->spec), "runtime",
+        runtime_json(&vm->runtime), "conditions", conditions_json(vm), "failure", failure_json(&vm->failure),
+        "operation", vm->has_operation ? uuid_json(&vm->operation) : json_null(), "created_at",
+        time_or_null(vm->created_at), "updated_at", time_or_null(vm->updated_at));
 }
 
 json_t *vm_private_json(const struct vm *vm)
 {
     const struct vm_runtime *rt = &vm->runtime;
 
-    return json_pack("{s:I,s:s,s:o,s:o,s:o,s:o,s:o,s:o}", "start_ticks", (json_int_t)rt->start_ticks, "boot_id", rt->boot_id, "exe",
-                     text_or_null(rt->exe), "machine_type", text_or_null(rt->machine_type), "cpu_model", text_or_null(rt->cpu_model),
-                     "qemu_version", text_or_null(rt->qemu_version), "tap", text_or_null(rt->tap), "disk_format",
-                     text_or_null(rt->disk_format));
+    return json_pack("{s:I,s:s,s:o,s:o,s:o,s:o,s:o,s:o}", "start_ticks", (json_int_t)rt->start_ticks, "boot_id",
+                     rt->boot_id, "exe", text_or_null(rt->exe), "machine_type", text_or_null(rt->machine_type),
+                     "cpu_model", text_or_null(rt->cpu_model), "qemu_version", text_or_null(rt->qemu_version), "tap",
+                     text_or_null(rt->tap), "disk_format", text_or_null(rt->disk_format));
 }
 
 /* --- back from the store: what we wrote ourselves, so any surprise is a damaged document --- */
@@ -162,7 +169,8 @@ static bool runtime_from_json(const json_t *doc, const json_t *private_doc, stru
            take_text(&rt->overlay_path, doc, "overlay_path") && take_text(&rt->seed_iso_path, doc, "seed_iso_path") &&
            take_text(&rt->qmp_socket, doc, "qmp_socket") && take_text(&rt->console_socket, doc, "console_socket") &&
            take_text(&rt->vnc_addr, doc, "vnc_addr") && take_text(&rt->exe, private_doc, "exe") &&
-           take_text(&rt->machine_type, private_doc, "machine_type") && take_text(&rt->cpu_model, private_doc, "cpu_model") &&
+           take_text(&rt->machine_type, private_doc, "machine_type") &&
+           take_text(&rt->cpu_model, private_doc, "cpu_model") &&
            take_text(&rt->qemu_version, private_doc, "qemu_version") && take_text(&rt->tap, private_doc, "tap") &&
            take_text(&rt->disk_format, private_doc, "disk_format");
 }
@@ -172,9 +180,11 @@ static void conditions_from_json(const json_t *list, struct vm *vm)
     size_t i;
     json_t *item;
 
-    json_array_foreach(list, i, item) {
+    json_array_foreach(list, i, item)
+    {
         enum vm_condition_type type;
-        const char *name = get_text(item, "type"), *reason = get_text(item, "reason"), *message = get_text(item, "message");
+        const char *name = get_text(item, "type"), *reason = get_text(item, "reason"),
+                   *message = get_text(item, "message");
         if (name == NULL || !vm_condition_parse(name, &type))
             continue;
         struct vm_condition *c = &vm->conditions[type];
@@ -212,7 +222,8 @@ static const char *find_backend(const char *name, const char *const *backends)
     return NULL;
 }
 
-int vm_from_json(const json_t *doc, const json_t *private_doc, const char *const *backends, struct vm *ret, struct error *err)
+int vm_from_json(const json_t *doc, const json_t *private_doc, const char *const *backends, struct vm *ret,
+                 struct error *err)
 {
     struct vm vm = {0};
     const char *id = get_text(doc, "id"), *name = get_text(doc, "name"), *state = get_text(doc, "state");

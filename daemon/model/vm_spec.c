@@ -8,7 +8,14 @@
 #include "model/fields.h"
 #include "model/vm.h"
 
-enum { LABELS_MAX = 64, LABEL_CHARS_MAX = 128, FORWARDS_MAX = 64, KEYS_MAX = 64, USER_DATA_MAX = 524288, STEPS_MAX = 256 };
+enum {
+    LABELS_MAX = 64,
+    LABEL_CHARS_MAX = 128,
+    FORWARDS_MAX = 64,
+    KEYS_MAX = 64,
+    USER_DATA_MAX = 524288,
+    STEPS_MAX = 256
+};
 
 static const char *const machines[] = {"q35", "microvm", NULL};
 static const char *const accels[] = {"auto", "kvm", "tcg", NULL};
@@ -50,14 +57,16 @@ int vm_labels_parse(const json_t *labels, const char *pointer, struct vm_labels 
     out.items = mem_zalloc((json_object_size(labels) + 1) * sizeof(out.items[0]));
     if (out.items == NULL)
         return no_memory(err);
-    json_object_foreach((json_t *)labels, key, value) {
+    json_object_foreach((json_t *)labels, key, value)
+    {
         field_pointer(at, pointer, key);
         if (*key == '\0' || chars(key) > LABEL_CHARS_MAX || strchr(key, '=') != NULL) {
             field_pointer_error(err, at, "a key of 1–128 characters without =", "%s is no label key", at);
             goto fail;
         }
         if (!json_is_string(value) || chars(json_string_value(value)) > LABEL_CHARS_MAX) {
-            field_pointer_error(err, at, "a string of at most 128 characters", "%s must be a string of at most 128 characters", at);
+            field_pointer_error(err, at, "a string of at most 128 characters",
+                                "%s must be a string of at most 128 characters", at);
             goto fail;
         }
         struct vm_label *l = &out.items[out.n++];
@@ -128,9 +137,10 @@ static int parse_forwards(const struct fields *f, struct vm_spec *s)
         if (parse_forward(json_array_get(list, i), pointer, fw, f->err) < 0)
             return -1;
         for (size_t j = 0; j < i; j++)
-            if (fw->host_port != 0 && fw->host_port == s->network.forwards[j].host_port && fw->udp == s->network.forwards[j].udp)
-                return field_pointer_error(f->err, pointer, "a host_port of its own", "%s repeats host_port %u", pointer,
-                                           fw->host_port);
+            if (fw->host_port != 0 && fw->host_port == s->network.forwards[j].host_port &&
+                fw->udp == s->network.forwards[j].udp)
+                return field_pointer_error(f->err, pointer, "a host_port of its own", "%s repeats host_port %u",
+                                           pointer, fw->host_port);
         s->network.n_forwards = i + 1;
     }
     return 0;
@@ -160,9 +170,13 @@ static int parse_network(const json_t *net, const char *pointer, struct vm_spec 
     if (type == VM_NETWORK_VNIC && s->network.name == NULL)
         return field_error(&f, "name", "given for type vnic: the vnic's name");
     if (s->network.bridge != NULL && (type != VM_NETWORK_TAP || !interface_name(s->network.bridge)))
-        return field_error(&f, "bridge", type == VM_NETWORK_TAP ? "an interface name of 1–15 characters" : "absent unless type is tap");
+        return field_error(&f, "bridge",
+                           type == VM_NETWORK_TAP ? "an interface name of 1–15 characters"
+                                                  : "absent unless type is tap");
     if (s->network.name != NULL && (type != VM_NETWORK_VNIC || !interface_name(s->network.name)))
-        return field_error(&f, "name", type == VM_NETWORK_VNIC ? "an interface name of 1–15 characters" : "absent unless type is vnic");
+        return field_error(&f, "name",
+                           type == VM_NETWORK_VNIC ? "an interface name of 1–15 characters"
+                                                   : "absent unless type is vnic");
     return parse_forwards(&f, s);
 }
 
@@ -215,8 +229,8 @@ static bool hostname_valid(const char *s)
 
 static int parse_cloud_init(const json_t *obj, const char *pointer, struct vm_spec *s, struct error *err)
 {
-    static const char *const names[] = {"hostname",    "ssh_authorized_keys", "user_data",
-                                        "vendor_data", "network_config",      "instance_id", NULL};
+    static const char *const names[] = {"hostname",       "ssh_authorized_keys", "user_data", "vendor_data",
+                                        "network_config", "instance_id",         NULL};
     struct vm_cloud_init *ci = &s->cloud_init;
     struct fields f;
 
@@ -278,10 +292,10 @@ static int parse_hardware(const struct fields *f, struct vm_spec *s)
     int machine = VM_MACHINE_Q35, accel = VM_ACCEL_AUTO, display = VM_DISPLAY_NONE;
 
     if (parse_image(f, s) < 0 || field_u32(f, "vcpus", 1, 255, &s->vcpus) < 0 ||
-        field_u32(f, "memory_mb", 16, UINT32_MAX, &s->memory_mb) < 0 || field_u32(f, "disk_gb", 1, 65536, &s->disk_gb) < 0 ||
-        field_enum(f, "machine", machines, &machine) < 0 || field_enum(f, "accel", accels, &accel) < 0 ||
-        field_enum(f, "display", displays, &display) < 0 || field_bool(f, "uefi", &s->uefi) < 0 ||
-        field_bool(f, "vsock", &s->vsock) < 0)
+        field_u32(f, "memory_mb", 16, UINT32_MAX, &s->memory_mb) < 0 ||
+        field_u32(f, "disk_gb", 1, 65536, &s->disk_gb) < 0 || field_enum(f, "machine", machines, &machine) < 0 ||
+        field_enum(f, "accel", accels, &accel) < 0 || field_enum(f, "display", displays, &display) < 0 ||
+        field_bool(f, "uefi", &s->uefi) < 0 || field_bool(f, "vsock", &s->vsock) < 0)
         return -1;
     s->machine = (enum vm_machine)machine;
     s->accel = (enum vm_accel)accel;
@@ -299,7 +313,8 @@ static int parse_step(const json_t *step, const char *pointer, struct error *err
     int type = -1;
 
     if (fields_open(&f, step, pointer, names, err) < 0 || field_enum(&f, "type", types, &type) < 0 ||
-        field_str(&f, "inline", USER_DATA_MAX, &code) < 0 || field_str(&f, "content_base64", USER_DATA_MAX, &content) < 0 ||
+        field_str(&f, "inline", USER_DATA_MAX, &code) < 0 ||
+        field_str(&f, "content_base64", USER_DATA_MAX, &content) < 0 ||
         field_path(&f, "destination", &destination) < 0 || field_str(&f, "mode", 4, &mode) < 0)
         return -1;
     if (type < 0)
@@ -341,7 +356,8 @@ static int parse_sections(const struct fields *f, struct vm_spec *s)
     static const struct {
         const char *name;
         section_parser *parse;
-    } sections[] = {{"boot", parse_boot}, {"network", parse_network}, {"cloud_init", parse_cloud_init}, {"ssh", parse_ssh}};
+    } sections[] = {
+        {"boot", parse_boot}, {"network", parse_network}, {"cloud_init", parse_cloud_init}, {"ssh", parse_ssh}};
     char pointer[64];
 
     for (size_t i = 0; i < ARRAY_SIZE(sections); i++) {
@@ -355,8 +371,9 @@ static int parse_sections(const struct fields *f, struct vm_spec *s)
 
 int vm_spec_parse(const json_t *spec, const char *pointer, struct vm_spec *ret, struct error *err)
 {
-    static const char *const names[] = {"image", "vcpus", "memory_mb", "disk_gb", "machine", "accel",   "display",   "uefi",    "boot",  "network",
-                                        "cloud_init", "ssh", "vsock", "provision", "restart", "autostart", "protect", "ttl_s", NULL};
+    static const char *const names[] = {
+        "image",      "vcpus", "memory_mb", "disk_gb",   "machine", "accel",     "display", "uefi",  "boot", "network",
+        "cloud_init", "ssh",   "vsock",     "provision", "restart", "autostart", "protect", "ttl_s", NULL};
     struct vm_spec s = {.vcpus = 1, .memory_mb = 1024};
     struct fields f;
 
@@ -384,8 +401,8 @@ static json_t *forwards_json(const struct vm_spec *s)
 
     for (size_t i = 0; i < s->network.n_forwards; i++) {
         const struct vm_forward *fw = &s->network.forwards[i];
-        list = field_append(list, json_pack("{s:s,s:s,s:i,s:i}", "proto", protos[fw->udp], "host_ip", fw->host_ip, "host_port",
-                                            fw->host_port, "guest_port", fw->guest_port));
+        list = field_append(list, json_pack("{s:s,s:s,s:i,s:i}", "proto", protos[fw->udp], "host_ip", fw->host_ip,
+                                            "host_port", fw->host_port, "guest_port", fw->guest_port));
     }
     return list;
 }
@@ -407,23 +424,25 @@ static json_t *cloud_init_json(const struct vm_cloud_init *ci)
 
     for (size_t i = 0; i < ci->n_keys; i++)
         keys = field_append(keys, json_string(ci->ssh_authorized_keys[i]));
-    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o}", "hostname", text_or_null(ci->hostname), "ssh_authorized_keys", keys, "user_data",
-                     text_or_null(ci->user_data), "vendor_data", text_or_null(ci->vendor_data), "network_config",
-                     text_or_null(ci->network_config), "instance_id", text_or_null(ci->instance_id));
+    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o}", "hostname", text_or_null(ci->hostname), "ssh_authorized_keys", keys,
+                     "user_data", text_or_null(ci->user_data), "vendor_data", text_or_null(ci->vendor_data),
+                     "network_config", text_or_null(ci->network_config), "instance_id", text_or_null(ci->instance_id));
 }
 
 json_t *vm_spec_json(const struct vm_spec *s)
 {
-    json_t *boot = s->has_boot ? json_pack("{s:s,s:o,s:o}", "kernel", s->boot.kernel, "initrd", text_or_null(s->boot.initrd),
-                                           "cmdline", text_or_null(s->boot.cmdline))
+    json_t *boot = s->has_boot ? json_pack("{s:s,s:o,s:o}", "kernel", s->boot.kernel, "initrd",
+                                           text_or_null(s->boot.initrd), "cmdline", text_or_null(s->boot.cmdline))
                                : json_null();
-    json_t *ssh = json_pack("{s:o,s:o}", "user", text_or_null(s->ssh.user), "private_key_path", text_or_null(s->ssh.private_key_path));
+    json_t *ssh = json_pack("{s:o,s:o}", "user", text_or_null(s->ssh.user), "private_key_path",
+                            text_or_null(s->ssh.private_key_path));
 
-    return json_pack("{s:o,s:I,s:I,s:o,s:s,s:s,s:b,s:s,s:o,s:o,s:o,s:o,s:b,s:o,s:s,s:b,s:b,s:o}", "image", text_or_null(s->image),
-                     "vcpus", (json_int_t)s->vcpus, "memory_mb", (json_int_t)s->memory_mb, "disk_gb",
-                     s->disk_gb > 0 ? json_integer(s->disk_gb) : json_null(), "machine", machines[s->machine], "accel",
-                     accels[s->accel], "uefi", s->uefi, "display", displays[s->display], "boot", boot, "network", network_json(s),
-                     "cloud_init", s->has_cloud_init ? cloud_init_json(&s->cloud_init) : json_null(), "ssh", ssh, "vsock", s->vsock,
-                     "provision", s->provision != NULL ? json_incref(s->provision) : json_array(), "restart", restarts[s->restart],
-                     "autostart", s->autostart, "protect", s->protect, "ttl_s", s->ttl_s > 0 ? json_integer(s->ttl_s) : json_null());
+    return json_pack(
+        "{s:o,s:I,s:I,s:o,s:s,s:s,s:b,s:s,s:o,s:o,s:o,s:o,s:b,s:o,s:s,s:b,s:b,s:o}", "image", text_or_null(s->image),
+        "vcpus", (json_int_t)s->vcpus, "memory_mb", (json_int_t)s->memory_mb, "disk_gb",
+        s->disk_gb > 0 ? json_integer(s->disk_gb) : json_null(), "machine", machines[s->machine], "accel",
+        accels[s->accel], "uefi", s->uefi, "display", displays[s->display], "boot", boot, "network", network_json(s),
+        "cloud_init", s->has_cloud_init ? cloud_init_json(&s->cloud_init) : json_null(), "ssh", ssh, "vsock", s->vsock,
+        "provision", s->provision != NULL ? json_incref(s->provision) : json_array(), "restart", restarts[s->restart],
+        "autostart", s->autostart, "protect", s->protect, "ttl_s", s->ttl_s > 0 ? json_integer(s->ttl_s) : json_null());
 }

@@ -89,7 +89,8 @@ static void pen_lost(void *arg, const char *why)
 
 void rest_vm_console(struct http_request *req, void *arg)
 {
-    static const struct http_ws_events events = {.message = console_typed, .drained = console_drained, .closed = ws_closed};
+    static const struct http_ws_events events = {
+        .message = console_typed, .drained = console_drained, .closed = ws_closed};
     struct rest *rest = arg;
     CLEANUP_ERROR struct error err = ERROR_INIT;
     int64_t from = 0, force = 0;
@@ -97,7 +98,8 @@ void rest_vm_console(struct http_request *req, void *arg)
     struct session *s = NULL;
     bool from_given = http_query(req, "from") != NULL;
 
-    if (vm == NULL || rest_query_int(req, "from", 0, INT64_MAX, &from, &err) < 0 || rest_query_int(req, "force", 0, 1, &force, &err) < 0)
+    if (vm == NULL || rest_query_int(req, "from", 0, INT64_MAX, &from, &err) < 0 ||
+        rest_query_int(req, "force", 0, 1, &force, &err) < 0)
         goto refuse;
     s = mem_zalloc(sizeof(*s));
     if (s == NULL) {
@@ -112,7 +114,8 @@ void rest_vm_console(struct http_request *req, void *arg)
     if (s->ws == NULL) { /* answered */
         session_free(s);
     } else {
-        s->follow = core_log_follow(vm, BACKEND_LOG_CONSOLE, from_given ? -1 : 0, (uint64_t)from, console_bytes, s, &err);
+        s->follow =
+            core_log_follow(vm, BACKEND_LOG_CONSOLE, from_given ? -1 : 0, (uint64_t)from, console_bytes, s, &err);
         if (s->follow == NULL)
             session_close(s, 1011, "out of memory");
     }
@@ -165,7 +168,8 @@ static void vnc_drained(void *arg)
 
 void rest_vm_vnc(struct http_request *req, void *arg)
 {
-    static const struct vnc_tunnel_events tunnel_events = {.data = vnc_bytes, .closed = vnc_closed, .drained = vnc_taken};
+    static const struct vnc_tunnel_events tunnel_events = {
+        .data = vnc_bytes, .closed = vnc_closed, .drained = vnc_taken};
     static const struct http_ws_events events = {.message = vnc_client, .drained = vnc_drained, .closed = ws_closed};
     struct rest *rest = arg;
     CLEANUP_ERROR struct error err = ERROR_INIT;

@@ -1,7 +1,8 @@
 /* events.c - GET /v1/events: server-sent events, replayed and live.
  *
- * Each event is `id:`, `event:`, `data:`.  A comment goes out every 15 s.  A replay goes as fast as it is read.  A reader that
- * does not keep up with what is live (1 MiB waiting) is dropped: it comes back with Last-Event-ID and misses nothing. */
+ * Each event is `id:`, `event:`, `data:`.  A comment goes out every 15 s.  A replay goes as fast as it is read.  A
+ * reader that does not keep up with what is live (1 MiB waiting) is dropped: it comes back with Last-Event-ID and
+ * misses nothing. */
 #include <stdio.h>
 #include <string.h>
 
@@ -40,7 +41,8 @@ static void sse_event(void *arg, int64_t id, const char *type, const char *doc)
     buf_printf(&b, "id: %lld\nevent: %s\ndata: ", (long long)id, type);
     buf_str(&b, doc);
     buf_str(&b, "\n\n");
-    if (b.failed || s->stream == NULL || http_stream_write(s->stream, b.data, b.len) < 0) /* one that is full is dropped: gone follows */
+    if (b.failed || s->stream == NULL ||
+        http_stream_write(s->stream, b.data, b.len) < 0) /* one that is full is dropped: gone follows */
         return;
     if (http_stream_pending(s->stream) > PENDING_HOLD)
         core_events_hold(s->sub, true);
@@ -66,7 +68,8 @@ static int read_since(struct http_request *req, int64_t *ret, struct error *err)
 
     *ret = -1;
     if (last != NULL && !str_to_i64(last, 0, INT64_MAX, ret))
-        return field_pointer_error(err, "/Last-Event-ID", "the id of an event", "Last-Event-ID must be the id of an event");
+        return field_pointer_error(err, "/Last-Event-ID", "the id of an event",
+                                   "Last-Event-ID must be the id of an event");
     return last != NULL ? 0 : rest_query_int(req, "since", 0, INT64_MAX, ret, err);
 }
 

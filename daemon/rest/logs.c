@@ -86,7 +86,8 @@ static void follow_chunk(void *arg, const struct core_log_chunk *chunk)
         return;
     }
     if (f->started && chunk->offset > f->expected) {
-        int n = snprintf(mark, sizeof(mark), "\n[vmmd: %" PRIu64 " bytes are no longer kept]\n", chunk->offset - f->expected);
+        int n = snprintf(mark, sizeof(mark), "\n[vmmd: %" PRIu64 " bytes are no longer kept]\n",
+                         chunk->offset - f->expected);
         http_stream_write(f->stream, mark, (size_t)n);
     }
     f->started = true;
@@ -94,7 +95,8 @@ static void follow_chunk(void *arg, const struct core_log_chunk *chunk)
     http_stream_write(f->stream, chunk->data, chunk->len); /* `drained` asks for more */
 }
 
-static void follow_start(struct rest *rest, struct http_request *req, struct live_vm *vm, enum backend_log which, int64_t tail, int64_t from)
+static void follow_start(struct rest *rest, struct http_request *req, struct live_vm *vm, enum backend_log which,
+                         int64_t tail, int64_t from)
 {
     static const struct http_stream_events events = {.drained = follow_drained, .gone = follow_gone};
     CLEANUP_ERROR struct error err = ERROR_INIT;
@@ -129,7 +131,8 @@ static void get_log(struct http_request *req, struct rest *rest, enum backend_lo
     struct live_vm *vm = core_vm_find(rest->core, req->params[0], &err);
 
     if (vm == NULL || rest_query_int(req, "tail", 0, 1000000, &tail, &err) < 0 ||
-        rest_query_int(req, "from", 0, INT64_MAX, &from, &err) < 0 || rest_query_int(req, "follow", 0, 1, &follow, &err) < 0) {
+        rest_query_int(req, "from", 0, INT64_MAX, &from, &err) < 0 ||
+        rest_query_int(req, "follow", 0, 1, &follow, &err) < 0) {
         http_reply_error(req, &err);
         return;
     }

@@ -65,7 +65,8 @@ static json_t *cpu_json(void)
         if (colon != NULL && strlen(colon) > 2)
             model = json_stringn(colon + 2, strcspn(colon + 2, "\n"));
     }
-    return json_pack("{s:I,s:o}", "count", (json_int_t)(count > 0 ? count : 1), "model", model != NULL ? model : json_null());
+    return json_pack("{s:I,s:o}", "count", (json_int_t)(count > 0 ? count : 1), "model",
+                     model != NULL ? model : json_null());
 }
 
 static json_t *memory_json(void)
@@ -86,7 +87,8 @@ static json_t *disk_json(const char *path)
     double gb = 1 << 30;
 
     statvfs(path, &st);
-    double total = (double)st.f_blocks * (double)st.f_frsize / gb, available = (double)st.f_bavail * (double)st.f_frsize / gb;
+    double total = (double)st.f_blocks * (double)st.f_frsize / gb,
+           available = (double)st.f_bavail * (double)st.f_frsize / gb;
     return json_pack("{s:s,s:f,s:f}", "path", path, "total_gb", (double)(int64_t)(total * 100) / 100, "free_gb",
                      (double)(int64_t)(available * 100) / 100);
 }
@@ -95,9 +97,10 @@ static json_t *limits_json(const struct rest *rest)
 {
     const struct core_config *c = core_get_config(rest->core);
 
-    return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "max_vms", (json_int_t)c->max_vms, "max_operations", (json_int_t)c->max_operations,
-                     "max_connections", (json_int_t)rest->max_connections, "max_parked", (json_int_t)rest->max_parked, "max_streams",
-                     (json_int_t)rest->max_streams, "max_body_bytes", (json_int_t)HTTP_BODY_MAX, "events_keep", (json_int_t)c->events_keep);
+    return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "max_vms", (json_int_t)c->max_vms, "max_operations",
+                     (json_int_t)c->max_operations, "max_connections", (json_int_t)rest->max_connections, "max_parked",
+                     (json_int_t)rest->max_parked, "max_streams", (json_int_t)rest->max_streams, "max_body_bytes",
+                     (json_int_t)HTTP_BODY_MAX, "events_keep", (json_int_t)c->events_keep);
 }
 
 static json_t *tools_json(const json_t *described)
@@ -105,9 +108,11 @@ static json_t *tools_json(const json_t *described)
     json_t *list = json_array(), *tool;
     size_t i;
 
-    json_array_foreach(json_object_get(described, "tools"), i, tool) {
+    json_array_foreach(json_object_get(described, "tools"), i, tool)
+    {
         json_t *path = json_object_get(tool, "path");
-        json_array_append_new(list, json_pack("{s:O,s:b,s:O}", "name", json_object_get(tool, "name"), "present", !json_is_null(path), "path", path));
+        json_array_append_new(list, json_pack("{s:O,s:b,s:O}", "name", json_object_get(tool, "name"), "present",
+                                              !json_is_null(path), "path", path));
     }
     return list;
 }
@@ -119,7 +124,8 @@ static json_t *qemu_json(const json_t *d)
     json_object_set(capabilities, "machines", json_object_get(d, "machines"));
     json_object_set(capabilities, "uefi", json_object_get(d, "uefi"));
     json_object_set(capabilities, "missing", json_object_get(d, "missing"));
-    return json_pack("{s:O,s:O,s:o}", "path", json_object_get(d, "binary"), "version", json_object_get(d, "version"), "capabilities", capabilities);
+    return json_pack("{s:O,s:O,s:o}", "path", json_object_get(d, "binary"), "version", json_object_get(d, "version"),
+                     "capabilities", capabilities);
 }
 
 static json_t *backends_json(struct core *core, json_t **ret_qemu)
@@ -128,8 +134,8 @@ static json_t *backends_json(struct core *core, json_t **ret_qemu)
 
     for (struct backend *const *be = core_backends(core); *be != NULL; be++) {
         json_t *d = (*be)->describe(*be);
-        json_array_append_new(list, json_pack("{s:O,s:O,s:O}", "name", json_object_get(d, "name"), "available", json_object_get(d, "available"),
-                                              "reason", json_object_get(d, "reason")));
+        json_array_append_new(list, json_pack("{s:O,s:O,s:O}", "name", json_object_get(d, "name"), "available",
+                                              json_object_get(d, "available"), "reason", json_object_get(d, "reason")));
         if (strcmp((*be)->name, "qemu") == 0)
             *ret_qemu = d;
         else
@@ -148,11 +154,12 @@ void rest_host(struct http_request *req, void *arg)
     uname(&uts);
     json_t *backends = backends_json(rest->core, &qemu);
     bool vsock = json_is_true(json_object_get(qemu, "vhost_vsock"));
-    json_t *doc = json_pack("{s:s,s:s,s:s,s:o,s:o,s:o,s:O,s:o,s:o,s:{s:b,s:s},s:o,s:o}", "hostname", uts.nodename, "kernel", uts.release, "arch",
-                            uts.machine, "cpu", cpu_json(), "memory", memory_json(), "disk", disk_json(rest->data_dir), "accelerators",
-                            json_object_get(qemu, "accelerators"), "backends", backends, "qemu", qemu_json(qemu), "vhost_vsock", "available",
-                            vsock, "reason", vsock ? "" : "/dev/vhost-vsock is not there or not accessible", "tools", tools_json(qemu), "limits",
-                            limits_json(rest));
+    json_t *doc = json_pack("{s:s,s:s,s:s,s:o,s:o,s:o,s:O,s:o,s:o,s:{s:b,s:s},s:o,s:o}", "hostname", uts.nodename,
+                            "kernel", uts.release, "arch", uts.machine, "cpu", cpu_json(), "memory", memory_json(),
+                            "disk", disk_json(rest->data_dir), "accelerators", json_object_get(qemu, "accelerators"),
+                            "backends", backends, "qemu", qemu_json(qemu), "vhost_vsock", "available", vsock, "reason",
+                            vsock ? "" : "/dev/vhost-vsock is not there or not accessible", "tools", tools_json(qemu),
+                            "limits", limits_json(rest));
     char *text = json_text(doc, 0, NULL);
     json_decref(qemu);
     if (text != NULL) {
@@ -195,11 +202,13 @@ static void put_http(struct buf *b, const struct rest *rest)
 
     if (rest->server != NULL)
         http_server_stats(rest->server, &st);
-    number(b, "vmmd_http_requests_total", "counter", "Requests that reached a handler or were refused.", (double)st.requests);
+    number(b, "vmmd_http_requests_total", "counter", "Requests that reached a handler or were refused.",
+           (double)st.requests);
     metric(b, "vmmd_http_responses_total", "counter", "Responses by class of status.");
     for (int i = 1; i <= 5; i++)
         buf_printf(b, "vmmd_http_responses_total{class=\"%dxx\"} %llu\n", i, (unsigned long long)st.responses[i]);
-    number(b, "vmmd_http_refused_total", "counter", "Requests refused before a handler: malformed, not admitted, over a limit.", (double)st.refused);
+    number(b, "vmmd_http_refused_total", "counter",
+           "Requests refused before a handler: malformed, not admitted, over a limit.", (double)st.refused);
     number(b, "vmmd_http_connections", "gauge", "Open connections.", st.connections);
     number(b, "vmmd_http_parked", "gauge", "Requests whose answer is held.", st.parked);
     number(b, "vmmd_http_streams", "gauge", "Open event streams, followed logs and WebSockets.", st.streams);
@@ -230,12 +239,14 @@ void rest_metrics(struct http_request *req, void *arg)
     put_vms(&b, rest->core);
     put_http(&b, rest);
     put_store(&b, rest->core);
-    number(&b, "vmmd_loop_lag_max_seconds", "gauge", "Longest time since the last scrape that the loop kept other work waiting.",
+    number(&b, "vmmd_loop_lag_max_seconds", "gauge",
+           "Longest time since the last scrape that the loop kept other work waiting.",
            (double)loop_lag_max_ms(rest->loop) / 1e3);
     CLEANUP_FREE char *statm = NULL;
     size_t len;
     if (file_read("/proc/self/statm", 256, &statm, &len, &err) == 0 && sscanf(statm, "%ld %ld", &size, &rss) == 2)
-        number(&b, "process_resident_memory_bytes", "gauge", "Resident memory.", (double)rss * (double)sysconf(_SC_PAGESIZE));
+        number(&b, "process_resident_memory_bytes", "gauge", "Resident memory.",
+               (double)rss * (double)sysconf(_SC_PAGESIZE));
     number(&b, "process_start_time_seconds", "gauge", "When vmmd started, since 1970.", (double)rest->started_at / 1e3);
     if (b.failed) {
         error_done(&err);

@@ -111,12 +111,14 @@ static struct answer *answer_new(struct rest *rest, struct http_request *req, st
         http_reply_error(req, &err);
         return NULL;
     }
-    *a = (struct answer){.rest = rest, .req = req, .op = operation_ref(op), .wait_s = http_prefer_wait(req), .done_status = done_status};
+    *a = (struct answer){
+        .rest = rest, .req = req, .op = operation_ref(op), .wait_s = http_prefer_wait(req), .done_status = done_status};
     http_on_gone(req, client_left, a);
     return a;
 }
 
-void rest_answer_operation(struct rest *rest, struct http_request *req, struct operation *op, bool replayed, int done_status)
+void rest_answer_operation(struct rest *rest, struct http_request *req, struct operation *op, bool replayed,
+                           int done_status)
 {
     struct answer *a = answer_new(rest, req, op, done_status > 0 ? done_status : 202);
 
@@ -160,8 +162,8 @@ static void reply_stored(struct stored *s, const char *doc)
 
     if (json_is_object(error)) {
         char *text = json_text(json_incref(error), 0, NULL);
-        http_reply(s->req, (int)json_integer_value(json_object_get(error, "status")), "application/problem+json", text != NULL ? text : "",
-                   text != NULL ? strlen(text) : 0);
+        http_reply(s->req, (int)json_integer_value(json_object_get(error, "status")), "application/problem+json",
+                   text != NULL ? text : "", text != NULL ? strlen(text) : 0);
         mem_free(text);
     } else {
         http_reply_json(s->req, s->status, doc);
@@ -188,7 +190,8 @@ static void stored_read(void *arg, const struct store_operation_row *row, struct
 typedef void stored_fn(void *arg, const struct store_operation_row *row, struct error *err);
 
 /* Reads the operation; `done` answers the request and frees the struct stored it gets. */
-static void ask_store(struct rest *rest, struct http_request *req, const char *id, int status, bool as_result, stored_fn *done)
+static void ask_store(struct rest *rest, struct http_request *req, const char *id, int status, bool as_result,
+                      stored_fn *done)
 {
     struct stored *s = mem_zalloc(sizeof(*s));
     CLEANUP_ERROR struct error err = ERROR_INIT;
@@ -253,7 +256,8 @@ static void cancel_stored(void *arg, const struct store_operation_row *row, stru
 
     http_on_gone(s->req, NULL, NULL);
     if (row != NULL)
-        error_set(err, ERR_OPERATION_NOT_CANCELLABLE, "operation %s (%s) has already ended: %s", row->id, row->kind, row->state);
+        error_set(err, ERR_OPERATION_NOT_CANCELLABLE, "operation %s (%s) has already ended: %s", row->id, row->kind,
+                  row->state);
     else if (!error_is_set(err))
         error_set(err, ERR_OPERATION_NOT_FOUND, "there is no operation %s", s->id);
     error_ctx_str(err, "operation", s->id);
@@ -326,8 +330,8 @@ static void listing_done(void *arg, struct error *err)
     CLEANUP_FREE char *cursor = l->n > l->limit ? rest_cursor_make(l->last) : NULL;
 
     http_on_gone(l->req, NULL, NULL);
-    buf_printf(&l->items, "],\"next_cursor\":%s%s%s,\"as_of_event\":%lld}", cursor != NULL ? "\"" : "", cursor != NULL ? cursor : "null",
-               cursor != NULL ? "\"" : "", (long long)l->as_of);
+    buf_printf(&l->items, "],\"next_cursor\":%s%s%s,\"as_of_event\":%lld}", cursor != NULL ? "\"" : "",
+               cursor != NULL ? cursor : "null", cursor != NULL ? "\"" : "", (long long)l->as_of);
     if (!error_is_set(err) && l->items.failed)
         error_set(err, ERR_DAEMON_OVERLOADED, "the page is too large; ask for a smaller limit");
     if (error_is_set(err))
@@ -359,16 +363,21 @@ void rest_operations_list(struct http_request *req, void *arg)
     const char *state = http_query(req, "state");
     int64_t limit = 100;
 
-    if (rest_query_int(req, "limit", 1, 1000, &limit, &err) < 0 || rest_cursor_parse(req, &before, &err) < 0 || check_state(state, &err) < 0) {
+    if (rest_query_int(req, "limit", 1, 1000, &limit, &err) < 0 || rest_cursor_parse(req, &before, &err) < 0 ||
+        check_state(state, &err) < 0) {
         http_reply_error(req, &err);
         return;
     }
     struct listing *l = mem_zalloc(sizeof(*l));
     if (l != NULL) {
-        *l = (struct listing){.rest = rest, .req = req, .items = BUF_INIT(64 << 20), .limit = (unsigned)limit,
+        *l = (struct listing){.rest = rest,
+                              .req = req,
+                              .items = BUF_INIT(64 << 20),
+                              .limit = (unsigned)limit,
                               .as_of = core_event_newest(rest->core)};
         buf_str(&l->items, "{\"items\":[");
-        l->read = store_read_operations(core_store(rest->core), before, state, NULL, l->limit + 1, listing_row, listing_done, l);
+        l->read = store_read_operations(core_store(rest->core), before, state, NULL, l->limit + 1, listing_row,
+                                        listing_done, l);
     }
     if (l == NULL || l->read == NULL) {
         mem_free(l);

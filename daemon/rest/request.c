@@ -62,7 +62,8 @@ json_t *rest_body(struct http_request *req, struct error *err)
     return body;
 }
 
-int rest_query_int(struct http_request *req, const char *name, int64_t min, int64_t max, int64_t *ret, struct error *err)
+int rest_query_int(struct http_request *req, const char *name, int64_t min, int64_t max, int64_t *ret,
+                   struct error *err)
 {
     const char *text = http_query(req, name);
     char pointer[64], expected[64];
@@ -90,7 +91,8 @@ int rest_core_request(struct http_request *req, const json_t *body, struct core_
         if (key[i] < 0x21 || key[i] > 0x7e)
             return field_pointer_error(err, "/Idempotency-Key", "printable ASCII without spaces",
                                        "the Idempotency-Key must be printable ASCII without spaces");
-    char *text = body != NULL ? json_text(json_incref((json_t *)(uintptr_t)body), JSON_SORT_KEYS, NULL) : mem_strdup("{}");
+    char *text =
+        body != NULL ? json_text(json_incref((json_t *)(uintptr_t)body), JSON_SORT_KEYS, NULL) : mem_strdup("{}");
     CLEANUP_FREE char *all = text != NULL ? mem_printf("%d %s %s", req->method, req->path, text) : NULL;
     mem_free(text);
     if (all == NULL)

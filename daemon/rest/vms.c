@@ -42,7 +42,8 @@ static bool read_filter(void *arg, const char *name, const char *value)
         char *copy = q->filter.n_labels < ARRAY_SIZE(q->labels) ? q->labels[q->filter.n_labels] : NULL;
         const char *equals = strchr(value, '=');
         if (copy == NULL || equals == NULL || equals == value || strlen(value) >= sizeof(q->labels[0])) {
-            q->rc = field_pointer_error(q->err, "/label", "KEY=VALUE, at most 16 times", "the query's label must be KEY=VALUE, at most 16 times");
+            q->rc = field_pointer_error(q->err, "/label", "KEY=VALUE, at most 16 times",
+                                        "the query's label must be KEY=VALUE, at most 16 times");
             return false;
         }
         snprintf(copy, sizeof(q->labels[0]), "%s", value);
@@ -70,8 +71,8 @@ void rest_vms_list(struct http_request *req, void *arg)
         goto refuse;
     if (last != NULL)
         cursor = rest_cursor_make(last);
-    buf_printf(&out, "],\"next_cursor\":%s%s%s,\"as_of_event\":%lld}", cursor != NULL ? "\"" : "", cursor != NULL ? cursor : "null",
-               cursor != NULL ? "\"" : "", (long long)core_event_newest(rest->core));
+    buf_printf(&out, "],\"next_cursor\":%s%s%s,\"as_of_event\":%lld}", cursor != NULL ? "\"" : "",
+               cursor != NULL ? cursor : "null", cursor != NULL ? "\"" : "", (long long)core_event_newest(rest->core));
     if (out.failed) {
         error_set(&err, ERR_DAEMON_OVERLOADED, "the page is too large; ask for a smaller limit");
         goto refuse;
@@ -211,7 +212,8 @@ static void verb(struct http_request *req, struct rest *rest, enum vm_verb verb)
     CLEANUP_ERROR struct error missing = ERROR_INIT;
     json_t *body = verb == VM_DESTROY ? json_object() : rest_body(req, &err);
 
-    if (body == NULL || verb_args(body, verb, &args, &err) < 0 || rest_core_request(req, body, &creq, &peer, fingerprint, &err) < 0)
+    if (body == NULL || verb_args(body, verb, &args, &err) < 0 ||
+        rest_core_request(req, body, &creq, &peer, fingerprint, &err) < 0)
         goto refuse;
     int replay = rest_answer_replay(rest, req, &creq, &err);
     if (replay < 0)

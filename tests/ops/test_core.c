@@ -679,7 +679,8 @@ static void parked(void **state)
 
 static bool failed_in_store(void *arg)
 {
-    char *n = core_bed_sql(arg, "SELECT count(*) FROM vms WHERE name = 'web' AND json_extract(doc, '$.state') = 'failed'", NULL);
+    char *n = core_bed_sql(
+        arg, "SELECT count(*) FROM vms WHERE name = 'web' AND json_extract(doc, '$.state') = 'failed'", NULL);
     bool yes = strcmp(n, "1") == 0;
 
     mem_free(n);
@@ -724,7 +725,8 @@ static void refused_failure_stays_one(void **state)
     struct core_bed *b = *state;
 
     core_bed_make(b, "{\"name\":\"web\",\"backend\":\"noop\",\"labels\":{\"noop.fail\":\"remove\"}}");
-    plant(b, "CREATE TRIGGER no BEFORE INSERT ON operations WHEN new.state = 'failed' BEGIN SELECT RAISE(ABORT, 'full'); END");
+    plant(b, "CREATE TRIGGER no BEFORE INSERT ON operations WHEN new.state = 'failed' BEGIN SELECT RAISE(ABORT, "
+             "'full'); END");
     assert_int_equal(core_bed_do(b, "web", VM_DESTROY), ERR_IO);
     plant(b, "DROP TRIGGER no");
     assert_true(core_bed_poll(b, failed_row, b));
@@ -756,17 +758,20 @@ static void patch_beside_destroy(void **state)
     row_is(b, "SELECT count(*) FROM vms WHERE destroyed_at = 0", NULL, "0");
 }
 
-/* An announcement that takes its time holds the next operation back, and outlives its VM; a stop leaves nothing of it. */
+/* An announcement that takes its time holds the next operation back, and outlives its VM; a stop leaves nothing of it.
+ */
 static void slow_announcements(void **state)
 {
     struct core_bed *b = *state;
     CLEANUP_ERROR struct error err = ERROR_INIT;
 
-    core_bed_make(b, "{\"name\":\"web\",\"backend\":\"noop\",\"labels\":{\"noop.delay_ms.vm.start:announce\":\"150\"}}");
+    core_bed_make(b,
+                  "{\"name\":\"web\",\"backend\":\"noop\",\"labels\":{\"noop.delay_ms.vm.start:announce\":\"150\"}}");
     assert_int_equal(core_bed_do(b, "web", VM_START), ERR_NONE);
     assert_int_equal(core_bed_do(b, "web", VM_SUSPEND), ERR_NONE);
     core_bed_quiet(b);
-    core_bed_make(b, "{\"name\":\"db\",\"backend\":\"noop\",\"labels\":{\"noop.delay_ms.vm.destroy:announce\":\"60000\"}}");
+    core_bed_make(
+        b, "{\"name\":\"db\",\"backend\":\"noop\",\"labels\":{\"noop.delay_ms.vm.destroy:announce\":\"60000\"}}");
     struct operation *op = core_bed_verb(b, "db", VM_DESTROY, &err);
     core_bed_await(b, op, true);
     operation_unref(op);

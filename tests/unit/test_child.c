@@ -87,8 +87,8 @@ static void on_exited(void *arg, const struct exit_status *status)
 
 static struct child_spec spec_of(const char *const *argv)
 {
-    return (struct child_spec){.argv = argv, .stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1,
-                               .extra_fds = {-1, -1, -1, -1}};
+    return (struct child_spec){
+        .argv = argv, .stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1, .extra_fds = {-1, -1, -1, -1}};
 }
 
 static struct end run(const char *script)

@@ -76,8 +76,8 @@ static void h_param(struct http_request *req, void *arg)
 
     (void)arg;
     http_query_each(req, count_query, &n);
-    snprintf(text, sizeof(text), "[%s][%s][%s][%s][%d][%s][%d]", req->path, req->params[0], req->params[1] ? req->params[1] : "-",
-             q != NULL ? q : "-", n, x != NULL ? x : "-", http_prefer_wait(req));
+    snprintf(text, sizeof(text), "[%s][%s][%s][%s][%d][%s][%d]", req->path, req->params[0],
+             req->params[1] ? req->params[1] : "-", q != NULL ? q : "-", n, x != NULL ? x : "-", http_prefer_wait(req));
     http_add_header(req, "ETag", "\"1\"");
     http_reply(req, 201, "text/plain", text, strlen(text));
 }
@@ -240,8 +240,8 @@ static struct client *dial_unix(void)
 static struct client *dial_tcp(void)
 {
     struct client *c = calloc(1, sizeof(*c));
-    struct sockaddr_in addr = {.sin_family = AF_INET, .sin_port = htons((uint16_t)tcp_port()),
-                               .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in addr = {
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)tcp_port()), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 
     assert_non_null(c);
     c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -278,17 +278,17 @@ static void take(struct client *c)
     c->in[c->len] = '\0';
 }
 
-#define UNTIL(c, cond)                                                                                                 \
-    do {                                                                                                               \
-        int64_t until_end_ = clock_mono_ms() + PATIENCE_MS;                                                            \
-        while (!(cond) && clock_mono_ms() < until_end_) {                                                              \
-            turn();                                                                                                    \
-            if ((c) != NULL)                                                                                           \
-                take(c);                                                                                               \
-        }                                                                                                              \
-        if (!(cond))                                                                                                   \
-            print_error("never: %s\n", #cond);                                                                         \
-        assert_true(cond);                                                                                             \
+#define UNTIL(c, cond)                                      \
+    do {                                                    \
+        int64_t until_end_ = clock_mono_ms() + PATIENCE_MS; \
+        while (!(cond) && clock_mono_ms() < until_end_) {   \
+            turn();                                         \
+            if ((c) != NULL)                                \
+                take(c);                                    \
+        }                                                   \
+        if (!(cond))                                        \
+            print_error("never: %s\n", #cond);              \
+        assert_true(cond);                                  \
     } while (0)
 #define NOBODY ((struct client *)NULL)
 
@@ -378,9 +378,12 @@ static void routing(void **state)
     ask(false, "GET /v1/hello HTTP/1.1\r\n" H "\r\n", "200", "{\"hello\":1}");
     ask(false, "GET /v1/hello HTTP/1.1\r\n" H "X-Request-Id: my.id_1-2\r\n\r\n", "200", "X-Request-Id: my.id_1-2\r\n");
     ask(false, "GET /v1/vms/batch HTTP/1.1\r\n" H "\r\n", "200", "hello");
-    ask(false, "GET /v1/vms/a%2Fb%c3%a9/logs/x?q=1+2%26&r&q=z HTTP/1.1\r\n" H "x-Thing: t\r\nPrefer: respond-async, wait=9999\r\n\r\n",
+    ask(false,
+        "GET /v1/vms/a%2Fb%c3%a9/logs/x?q=1+2%26&r&q=z HTTP/1.1\r\n" H
+        "x-Thing: t\r\nPrefer: respond-async, wait=9999\r\n\r\n",
         "201", "[/v1/vms/a/b\xc3\xa9/logs/x][a/b\xc3\xa9][x][1 2&][3][t][600]");
-    ask(false, "GET /v1/vms/web?q HTTP/1.1\r\n" H "Prefer: wait=\"7\"\r\n\r\n", "201", "[/v1/vms/web][web][-][][1][-][7]");
+    ask(false, "GET /v1/vms/web?q HTTP/1.1\r\n" H "Prefer: wait=\"7\"\r\n\r\n", "201",
+        "[/v1/vms/web][web][-][][1][-][7]");
     ask(false, "GET /v1/vms/web HTTP/1.1\r\n" H "\r\n", "201", "ETag: \"1\"\r\n");
     ask(false, "GET /v1/nope HTTP/1.1\r\n" H "\r\n", "404", "vm_manager::api::not_found");
     ask(false, "GET /v1/vms/ HTTP/1.1\r\n" H "\r\n", "404", "\"instance\":\"/v1/vms/\"");
@@ -396,21 +399,30 @@ static void bodies(void **state)
     (void)state;
     start(NULL, false);
     ask(false, "POST /v1/vms HTTP/1.1\r\n" H J "Content-Length: 2\r\n\r\n{}", "200", "\r\n\r\n{}");
-    ask(false, "POST /v1/vms HTTP/1.1\r\n" H "Content-Type: Application/JSON ; charset=utf-8\r\nContent-Length: 2\r\n\r\n{}", "200", "{}");
-    ask(false, "POST /v1/vms HTTP/1.1\r\n" H J "Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n3\r\ncde\r\n0\r\n\r\n", "200", "\r\n\r\nabcde");
+    ask(false,
+        "POST /v1/vms HTTP/1.1\r\n" H "Content-Type: Application/JSON ; charset=utf-8\r\nContent-Length: 2\r\n\r\n{}",
+        "200", "{}");
+    ask(false, "POST /v1/vms HTTP/1.1\r\n" H J "Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n3\r\ncde\r\n0\r\n\r\n",
+        "200", "\r\n\r\nabcde");
     ask(false, "POST /v1/vms HTTP/1.1\r\n" H "Content-Length: 0\r\n\r\n", "200", "Content-Length: 0");
     ask(false, "POST /v1/vms HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "200", "Content-Length: 0");
-    ask(false, "PATCH /v1/vms/a HTTP/1.1\r\n" H "Content-Type: application/merge-patch+json\r\nContent-Length: 2\r\n\r\n{}", "200", "{}");
+    ask(false,
+        "PATCH /v1/vms/a HTTP/1.1\r\n" H "Content-Type: application/merge-patch+json\r\nContent-Length: 2\r\n\r\n{}",
+        "200", "{}");
     ask(false, "POST /v1/vms/a/kill HTTP/1.1\r\n" H "Content-Length: 3\r\n\r\nabc", "200", "hello");
-    ask(false, "POST /v1/vms HTTP/1.1\r\n" H "Content-Type: application/merge-patch+json\r\nContent-Length: 2\r\n\r\n{}", "415",
-        "-H 'Content-Type: application/json'");
+    ask(false,
+        "POST /v1/vms HTTP/1.1\r\n" H "Content-Type: application/merge-patch+json\r\nContent-Length: 2\r\n\r\n{}",
+        "415", "-H 'Content-Type: application/json'");
     ask(false, "PATCH /v1/vms/a HTTP/1.1\r\n" H "Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}", "415",
         "-H 'Content-Type: application/merge-patch+json'");
-    ask(false, "POST /v1/vms HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n", "415", "no Content-Type");
+    ask(false, "POST /v1/vms HTTP/1.1\r\n" H "Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n", "415",
+        "no Content-Type");
     /* Refused before the body is there. */
     ask_closed("POST /v1/vms HTTP/1.1\r\n" H J "Content-Length: 1048577\r\n\r\n", "413", "api::body_too_large");
     ask_closed("POST /v1/nope HTTP/1.1\r\n" H J "Content-Length: 10\r\n\r\n", "404", "Connection: close");
-    ask_closed("POST /v1/vms HTTP/1.1\r\n" H "Content-Type: text/plain\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n", "415", "text/plain");
+    ask_closed("POST /v1/vms HTTP/1.1\r\n" H
+               "Content-Type: text/plain\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n",
+               "415", "text/plain");
     struct client *c = dial_unix();
     say(c, "POST /v1/vms HTTP/1.1\r\n" H J "Content-Length: 4\r\nExpect: 100-continue\r\n\r\n");
     expect(c, "HTTP/1.1 100 Continue");
@@ -502,7 +514,9 @@ static void keep_alive_and_pipeline(void **state)
     start(NULL, false);
     c = dial_unix();
     say(c, "GET /v1/hello HTTP/1.1\r\n" H "\r\nGET /v1/nope HTTP/1.1\r\n" H "\r\nPOST /v1/vms HTTP/1.1\r\n" H J
-           "Content-Length: 3\r\n\r\none" "HEAD /v1/hello HTTP/1.1\r\n" H "\r\n" "GET /v1/vms/last HTTP/1.1\r\n" H "\r\n");
+           "Content-Length: 3\r\n\r\none"
+           "HEAD /v1/hello HTTP/1.1\r\n" H "\r\n"
+           "GET /v1/vms/last HTTP/1.1\r\n" H "\r\n");
     expect(c, "[last]");
     const char *at = c->in;
     assert_non_null(at = strstr(at, "HTTP/1.1 200 OK"));
@@ -710,10 +724,14 @@ static void websocket(void **state)
     (void)state;
     start(NULL, false);
     ask(false, "GET /v1/ws HTTP/1.1\r\n" H "\r\n", "400", "Upgrade: websocket");
-    ask(false, "GET /v1/ws HTTP/1.1\r\n" H "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 8\r\n"
-               "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", "400", "Sec-WebSocket-Version: 13\r\n");
-    ask(false, "GET /v1/ws HTTP/1.1\r\n" H "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-               "Sec-WebSocket-Key: short\r\n\r\n", "400", "Sec-WebSocket-Key");
+    ask(false,
+        "GET /v1/ws HTTP/1.1\r\n" H "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 8\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        "400", "Sec-WebSocket-Version: 13\r\n");
+    ask(false,
+        "GET /v1/ws HTTP/1.1\r\n" H "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: short\r\n\r\n",
+        "400", "Sec-WebSocket-Key");
     c = ws_open();
     frame(c, 0x82, "hello", 5);
     UNTIL(c, c->len == 7);
@@ -723,7 +741,10 @@ static void websocket(void **state)
     frame(c, 0x89, "p", 1);
     frame(c, 0x80, "cd", 2);
     UNTIL(c, c->len == 9);
-    assert_memory_equal(c->in, "\x8a\x01p\x82\x04" "abcd", 9);
+    assert_memory_equal(c->in,
+                        "\x8a\x01p\x82\x04"
+                        "abcd",
+                        9);
     c->len = 0;
     memset(big, 'b', sizeof(big));
     frame(c, 0x82, big, sizeof(big));
@@ -747,7 +768,10 @@ static void websocket(void **state)
     c = ws_open(); /* the owner closes */
     frame(c, 0x82, "bye!", 4);
     UNTIL(c, c->len >= 12);
-    assert_memory_equal(c->in, "\x88\x0a\x03\xe8" "as asked", 12);
+    assert_memory_equal(c->in,
+                        "\x88\x0a\x03\xe8"
+                        "as asked",
+                        12);
     frame(c, 0x88, "\x03\xe8", 2);
     UNTIL(c, c->eof);
     hang_up(c);
@@ -790,8 +814,10 @@ static void tcp_rules(void **state)
     (void)state;
     start("s3cret", true);
     ask(true, "GET /v1/hello HTTP/1.1\r\nHost: 127.0.0.1:80\r\n\r\n", "401", "WWW-Authenticate: Bearer\r\n");
-    ask(true, "GET /v1/hello HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer s3creT\r\n\r\n", "401", "api::unauthorized");
-    ask(true, "GET /v1/hello HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Basic s3cret\r\n\r\n", "401", "api::unauthorized");
+    ask(true, "GET /v1/hello HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer s3creT\r\n\r\n", "401",
+        "api::unauthorized");
+    ask(true, "GET /v1/hello HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Basic s3cret\r\n\r\n", "401",
+        "api::unauthorized");
 #define T "Authorization: Bearer s3cret\r\n"
     ask(true, "GET /v1/hello HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n" T "\r\n", "200", "hello");
     ask(true, "GET /v1/hello HTTP/1.1\r\nHost: LOCALHOST\r\n" T "\r\n", "200", "hello");
@@ -823,7 +849,8 @@ static int try_start(struct http_config *config, enum error_code *ret_code, char
 
 static void listening(void **state)
 {
-    static const char *const any[] = {"0.0.0.0:0", NULL}, *const loopback[] = {"127.0.0.1:0", NULL}, *const bad[] = {"localhost:1", NULL};
+    static const char *const any[] = {"0.0.0.0:0", NULL}, *const loopback[] = {"127.0.0.1:0", NULL},
+                             *const bad[] = {"localhost:1", NULL};
     struct http_config config;
     enum error_code code;
     char text[ERROR_MESSAGE_MAX];
@@ -903,7 +930,9 @@ static void ask_and_exit(void)
     while (len < sizeof(text) - 1 && (n = recv(fd, text + len, sizeof(text) - 1 - len, 0)) > 0)
         len += (size_t)n;
     text[len] = '\0';
-    _exit(strstr(text, " 200 OK") != NULL ? 0 : strstr(text, "403") != NULL && strstr(text, "api::forbidden") != NULL ? 1 : 7);
+    _exit(strstr(text, " 200 OK") != NULL                                         ? 0
+          : strstr(text, "403") != NULL && strstr(text, "api::forbidden") != NULL ? 1
+                                                                                  : 7);
 }
 
 static gid_t supplementary;
@@ -1082,8 +1111,10 @@ int main(void)
     log_init(LOG_LEVEL_ERROR, false);
 #define T1(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
-        T1(routing), T1(bodies), T1(big_bodies), T1(malformed), T1(keep_alive_and_pipeline), T1(deadlines), T1(parked),
-        T1(streams), T1(websocket), T1(tcp_rules), T1(listening), T1(peers), T1(passed_sockets), T1(drain), T1(drain_grace), T1(memory_short),
+        T1(routing),      T1(bodies), T1(big_bodies),     T1(malformed), T1(keep_alive_and_pipeline),
+        T1(deadlines),    T1(parked), T1(streams),        T1(websocket), T1(tcp_rules),
+        T1(listening),    T1(peers),  T1(passed_sockets), T1(drain),     T1(drain_grace),
+        T1(memory_short),
     };
 
     return cmocka_run_group_tests_name("http", tests, NULL, NULL);

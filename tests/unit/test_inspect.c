@@ -112,7 +112,7 @@ static void sound(uint32_t version)
     be64(48, 65536);      /* reference table */
     be32(56, 1);          /* its clusters */
     if (version == 3) {
-        be32(96, 4);   /* reference count order */
+        be32(96, 4);    /* reference count order */
         be32(100, 104); /* header length */
     }
 }
@@ -399,8 +399,8 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_qcow2),   cmocka_unit_test(test_qcow2_details), cmocka_unit_test(test_raw),
-        cmocka_unit_test(test_foreign), cmocka_unit_test(test_paths),         cmocka_unit_test(test_image_dirs),
+        cmocka_unit_test(test_qcow2),        cmocka_unit_test(test_qcow2_details), cmocka_unit_test(test_raw),
+        cmocka_unit_test(test_foreign),      cmocka_unit_test(test_paths),         cmocka_unit_test(test_image_dirs),
         cmocka_unit_test(test_helper_fails),
     };
 

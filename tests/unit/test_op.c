@@ -22,13 +22,13 @@ enum { STEPS = 5, SHORT_MS = 3, LONG_MS = 20000, NEVER = -1 };
 
 /* How a call of run or undo goes about its end. */
 enum manner {
-    AT_ONCE,   /* returns its result */
-    LATER,     /* waits; resumed two turns on */
-    EARLY,     /* resumes, then returns OP_WAIT */
+    AT_ONCE, /* returns its result */
+    LATER,   /* waits; resumed two turns on */
+    EARLY,   /* resumes, then returns OP_WAIT */
     MANNERS,
-    HANGS,     /* waits; only .cancel resumes it, with an error */
-    HANGS_OK,  /* waits; .cancel resumes it with success */
-    SLOW,      /* waits; resumed by a timer after SLOW_MS, whatever .cancel says */
+    HANGS,    /* waits; only .cancel resumes it, with an error */
+    HANGS_OK, /* waits; .cancel resumes it with success */
+    SLOW,     /* waits; resumed by a timer after SLOW_MS, whatever .cancel says */
 };
 enum { SLOW_MS = 25 };
 
@@ -208,8 +208,10 @@ static void on_finished(struct op *op, enum op_outcome outcome, struct error *er
 
 static const struct op_observer observer = {on_step, on_finished};
 
-#define ROW(n, c)                                                                                                      \
-    {.name = #n, .run = step_run, .undo = step_undo, .cancel = step_cancel, .timeout_ms = LONG_MS, .commit = (c)}
+#define ROW(n, c)                                                                                                   \
+    {                                                                                                               \
+        .name = #n, .run = step_run, .undo = step_undo, .cancel = step_cancel, .timeout_ms = LONG_MS, .commit = (c) \
+    }
 static const struct op_step tables[][STEPS] = {
     {ROW(zero, false), ROW(one, false), ROW(two, false), ROW(three, false), ROW(four, false)},
     {ROW(zero, true), ROW(one, false), ROW(two, false), ROW(three, false), ROW(four, false)},
@@ -296,7 +298,8 @@ static void test_success(void **state)
 
     (void)state;
     EACH_TABLE(t)
-    EACH_MANNER(m) {
+    EACH_MANNER(m)
+    {
         world_open(&w, t, m, AT_ONCE);
         world_start(&w, t, 0);
         assert_true(op_cancellable(w.op));
@@ -314,7 +317,8 @@ static void test_fail_at_each_step(void **state)
     (void)state;
     EACH_TABLE(t)
     EACH_MANNER(m)
-    EACH_MANNER(u) {
+    EACH_MANNER(u)
+    {
         for (int at = 0; at < STEPS; at++) {
             for (int bad_undo = 0; bad_undo < 2; bad_undo++) {
                 world_open(&w, t, m, u);
@@ -343,7 +347,8 @@ static void test_cancel_at_each_turn(void **state)
     (void)state;
     EACH_TABLE(t)
     EACH_MANNER(m)
-    EACH_MANNER(u) {
+    EACH_MANNER(u)
+    {
         for (unsigned turn = 0;; turn++) {
             CLEANUP_ERROR struct error reason = ERROR_INIT;
             bool asked = false;
@@ -440,7 +445,8 @@ static void test_deadline_of_the_whole(void **state)
     struct world w;
 
     (void)state;
-    EACH_TABLE(t) {
+    EACH_TABLE(t)
+    {
         world_open(&w, t, AT_ONCE, AT_ONCE);
         w.plan[2].run = HANGS;
         world_start(&w, t, 60);

@@ -274,9 +274,9 @@ static void test_no_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_direct),    cmocka_unit_test(test_bios),      cmocka_unit_test(test_uefi),
-        cmocka_unit_test(test_microvm),   cmocka_unit_test(test_tap),       cmocka_unit_test(test_vga),
-        cmocka_unit_test(test_odd_paths), cmocka_unit_test(test_append),    cmocka_unit_test(test_refuses_invalid_utf8),
+        cmocka_unit_test(test_direct),    cmocka_unit_test(test_bios),   cmocka_unit_test(test_uefi),
+        cmocka_unit_test(test_microvm),   cmocka_unit_test(test_tap),    cmocka_unit_test(test_vga),
+        cmocka_unit_test(test_odd_paths), cmocka_unit_test(test_append), cmocka_unit_test(test_refuses_invalid_utf8),
         cmocka_unit_test(test_no_memory),
     };
 

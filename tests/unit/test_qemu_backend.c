@@ -1,5 +1,6 @@
-/* test_qemu_backend.c - the QEMU backend on a real QEMU: its firmware finds nothing to boot on a tiny raw disk, which is
- * guest enough to start, suspend, resume, reset, kill and adopt.  Every test leaves no process and no file behind. */
+/* test_qemu_backend.c - the QEMU backend on a real QEMU: its firmware finds nothing to boot on a tiny raw disk, which
+ * is guest enough to start, suspend, resume, reset, kill and adopt.  Every test leaves no process and no file behind.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -116,13 +117,13 @@ static int finish(struct fixture *f, int rc)
     return rc;
 }
 
-#define DO(f, verb)                                                                                                    \
-    ((f)->done = false, error_done(&(f)->err), (f)->call.done = on_done,                                               \
+#define DO(f, verb)                                                      \
+    ((f)->done = false, error_done(&(f)->err), (f)->call.done = on_done, \
      finish((f), (f)->be->verb((f)->bvm, &(f)->call, &(f)->err)))
-#define OK(f, verb)                                                                                                    \
-    do {                                                                                                               \
-        if (DO(f, verb) != 0)                                                                                          \
-            fail_msg(#verb ": %s: %s", (f)->err.message, (f)->err.n_causes ? (f)->err.causes[0] : "");                 \
+#define OK(f, verb)                                                                                    \
+    do {                                                                                               \
+        if (DO(f, verb) != 0)                                                                          \
+            fail_msg(#verb ": %s: %s", (f)->err.message, (f)->err.n_causes ? (f)->err.causes[0] : ""); \
     } while (0)
 
 static void probe_done(void *arg)

@@ -80,11 +80,8 @@ static void write_seed(const struct seed_input *in)
 static void test_made_up(void **state)
 {
     const char *const keys[] = {"ssh-ed25519 AAAA one", "ssh-rsa BBBB \"two\"\n- evil"};
-    struct seed_input in = {.instance_id = "id-1",
-                            .hostname = "web\nruncmd: [evil]",
-                            .user = "vm",
-                            .ssh_keys = keys,
-                            .n_ssh_keys = 2};
+    struct seed_input in = {
+        .instance_id = "id-1", .hostname = "web\nruncmd: [evil]", .user = "vm", .ssh_keys = keys, .n_ssh_keys = 2};
     json_t *doc, *user;
 
     (void)state;
@@ -140,9 +137,15 @@ static void test_volume(void **state)
     fd = open(path, O_RDONLY | O_CLOEXEC);
     assert_int_equal(pread(fd, sectors, sizeof(sectors), 16 * 2048), sizeof(sectors));
     close(fd);
-    assert_memory_equal(sectors, "\x01" "CD001", 6);
+    assert_memory_equal(sectors,
+                        "\x01"
+                        "CD001",
+                        6);
     assert_memory_equal(sectors + 40, "CIDATA    ", 10);
-    assert_memory_equal(sectors + 2048, "\x02" "CD001", 6);
+    assert_memory_equal(sectors + 2048,
+                        "\x02"
+                        "CD001",
+                        6);
     assert_memory_equal(sectors + 2048 + 40, "\0C\0I\0D\0A\0T\0A", 12);
 }
 
@@ -181,8 +184,12 @@ static void test_failures(void **state)
 static void test_no_memory(void **state)
 {
     const char *const keys[] = {"ssh-ed25519 AAAA"};
-    struct seed_input in = {.instance_id = "id", .user = "vm", .ssh_keys = keys, .n_ssh_keys = 1,
-                            .vendor_data = "v", .network_config = "n"};
+    struct seed_input in = {.instance_id = "id",
+                            .user = "vm",
+                            .ssh_keys = keys,
+                            .n_ssh_keys = 1,
+                            .vendor_data = "v",
+                            .network_config = "n"};
 
     (void)state;
     for (size_t nth = 1;; nth++) {

@@ -60,7 +60,10 @@ static void messages_in_pieces(void **state)
         put(true, WS_CONT, "cd", 2);
         put(true, WS_PONG, "", 0);
         put(true, WS_BINARY, "", 0);
-        put(true, WS_CLOSE, "\x03\xe8" "bye", 5);
+        put(true, WS_CLOSE,
+            "\x03\xe8"
+            "bye",
+            5);
         put(true, WS_BINARY, "after the end", 13);
         ws_parser_init(&p);
         assert_int_equal(feed(&p, &at, pieces[i]), WS_EVENT_MESSAGE);
@@ -114,18 +117,18 @@ static void refusals(void **state)
 
     (void)state;
     wire_len = 0;
-    assert_int_equal(refused_bytes("\x81\x02hi", 4), 1002);                     /* unmasked */
-    assert_int_equal(refused_bytes("\xc1\x80\0\0\0\0", 6), 1002);               /* reserved bit */
-    assert_int_equal(refused_bytes("\x83\x80\0\0\0\0", 6), 1002);               /* reserved opcode */
-    assert_int_equal(refused_bytes("\x8b\x80\0\0\0\0", 6), 1002);               /* reserved control opcode */
-    assert_int_equal(refused_bytes("\x09\x80\0\0\0\0", 6), 1002);               /* fragmented ping */
-    assert_int_equal(refused_bytes("\x89\xfe\0\x80", 4), 1002);                 /* long ping */
-    assert_int_equal(refused_bytes("\x80\x80\0\0\0\0", 6), 1002);               /* continuation of nothing */
-    assert_int_equal(refused_bytes("\x82\xfe\0\x05\0\0\0\0hello", 13), 1002);   /* not the shortest length */
+    assert_int_equal(refused_bytes("\x81\x02hi", 4), 1002);                   /* unmasked */
+    assert_int_equal(refused_bytes("\xc1\x80\0\0\0\0", 6), 1002);             /* reserved bit */
+    assert_int_equal(refused_bytes("\x83\x80\0\0\0\0", 6), 1002);             /* reserved opcode */
+    assert_int_equal(refused_bytes("\x8b\x80\0\0\0\0", 6), 1002);             /* reserved control opcode */
+    assert_int_equal(refused_bytes("\x09\x80\0\0\0\0", 6), 1002);             /* fragmented ping */
+    assert_int_equal(refused_bytes("\x89\xfe\0\x80", 4), 1002);               /* long ping */
+    assert_int_equal(refused_bytes("\x80\x80\0\0\0\0", 6), 1002);             /* continuation of nothing */
+    assert_int_equal(refused_bytes("\x82\xfe\0\x05\0\0\0\0hello", 13), 1002); /* not the shortest length */
     assert_int_equal(refused_bytes("\x82\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0", 14), 1002);
     assert_int_equal(refused_bytes("\x82\xff\0\0\0\1\0\0\0\0\0\0\0\0", 14), 1009); /* 4 GiB */
-    assert_int_equal(refused_bytes("\x88\x81\0\0\0\0x", 7), 1002);              /* half a close code */
-    put(true, WS_CLOSE, "\x03\xed", 2);                                          /* 1005 is not to be sent */
+    assert_int_equal(refused_bytes("\x88\x81\0\0\0\0x", 7), 1002);                 /* half a close code */
+    put(true, WS_CLOSE, "\x03\xed", 2);                                            /* 1005 is not to be sent */
     assert_int_equal(refused(), 1002);
     put(true, WS_CLOSE, "\x03\xe8\xff", 3);
     assert_int_equal(refused(), 1007);
@@ -183,8 +186,10 @@ static void heads_and_keys(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(messages_in_pieces), cmocka_unit_test(refusals),
-        cmocka_unit_test(memory_short),       cmocka_unit_test(heads_and_keys),
+        cmocka_unit_test(messages_in_pieces),
+        cmocka_unit_test(refusals),
+        cmocka_unit_test(memory_short),
+        cmocka_unit_test(heads_and_keys),
     };
 
     return cmocka_run_group_tests_name("ws_frame", tests, NULL, NULL);

@@ -2,8 +2,8 @@
  *
  * Happy path: the parts below add their options in a fixed order, each option's name and value as separate elements.
  * Every disk node has a name, every device an id and (on q35) a PCI address, the RAM is a named object and the machine
- * type is versioned: what a later freeze of the VM needs.  Formats are always given, a base never has an implied backing
- * file, so QEMU probes nothing that a guest could have written.
+ * type is versioned: what a later freeze of the VM needs.  Formats are always given, a base never has an implied
+ * backing file, so QEMU probes nothing that a guest could have written.
  *
  * Failures are memory and paths that are not UTF-8 (JSON cannot carry them): the vector is marked failed once and
  * qemu_argv_build reports it at the end.  Values from the user never start with '-': paths are absolute, a kernel
@@ -19,8 +19,8 @@
 
 enum { ARGS_MAX = 160, VALUE_MAX = 1 << 20 };
 
-/* Where things sit: the slot on q35's PCI bus, the bus on microvm.  They never change: a frozen VM finds its devices where
- * they were.  microvm's guests number devices from the highest of its 24 buses down; bus 0 gets no interrupts. */
+/* Where things sit: the slot on q35's PCI bus, the bus on microvm.  They never change: a frozen VM finds its devices
+ * where they were.  microvm's guests number devices from the highest of its 24 buses down; bus 0 gets no interrupts. */
 struct place {
     const char *slot;
     const char *bus;
@@ -108,11 +108,9 @@ static void buf_escaped(struct buf *b, const char *s)
 }
 
 /* A virtio device in the form its machine takes, at its place. */
-static json_t *virtio_device(const struct qemu_plan *p, const char *kind, const char *id,
-                             const struct place *place)
+static json_t *virtio_device(const struct qemu_plan *p, const char *kind, const char *id, const struct place *place)
 {
-    CLEANUP_FREE char *driver =
-        mem_printf("virtio-%s-%s", kind, p->machine == VM_MACHINE_MICROVM ? "device" : "pci");
+    CLEANUP_FREE char *driver = mem_printf("virtio-%s-%s", kind, p->machine == VM_MACHINE_MICROVM ? "device" : "pci");
     json_t *dev = driver ? json_pack("{s:s, s:s}", "driver", driver, "id", id) : NULL;
 
     if (dev)
@@ -124,8 +122,8 @@ static json_t *virtio_device(const struct qemu_plan *p, const char *kind, const 
 
 static void add_file_node(struct args *a, const char *node, const char *path, bool read_only)
 {
-    json_t *file = json_pack("{s:s, s:s, s:s, s:b}", "driver", "file", "node-name", node, "filename", path,
-                             "read-only", read_only);
+    json_t *file = json_pack("{s:s, s:s, s:s, s:b}", "driver", "file", "node-name", node, "filename", path, "read-only",
+                             read_only);
 
     if (file && !read_only)
         json_object_set_new(file, "discard", json_string("unmap"));
@@ -166,11 +164,12 @@ static void add_firmware(struct args *a, const struct qemu_plan *p)
     if (!p->firmware_code)
         return;
     add_file_node(a, "firmware-code-file", p->firmware_code, true);
-    add_json(a, "-blockdev", json_pack("{s:s, s:s, s:s, s:b}", "driver", "raw", "node-name", "firmware-code", "file",
-                                       "firmware-code-file", "read-only", 1));
+    add_json(a, "-blockdev",
+             json_pack("{s:s, s:s, s:s, s:b}", "driver", "raw", "node-name", "firmware-code", "file",
+                       "firmware-code-file", "read-only", 1));
     add_file_node(a, "firmware-vars-file", p->firmware_vars, false);
-    add_json(a, "-blockdev", json_pack("{s:s, s:s, s:s}", "driver", "raw", "node-name", "firmware-vars", "file",
-                                       "firmware-vars-file"));
+    add_json(a, "-blockdev",
+             json_pack("{s:s, s:s, s:s}", "driver", "raw", "node-name", "firmware-vars", "file", "firmware-vars-file"));
 }
 
 static void add_kernel(struct args *a, const struct qemu_plan *p)
@@ -219,8 +218,9 @@ static void add_disk(struct args *a, const struct qemu_plan *p)
         return;
     add_base(a, p);
     add_file_node(a, "disk0-file", p->overlay, false);
-    add_json(a, "-blockdev", json_pack("{s:s, s:s, s:s, s:s, s:s}", "driver", "qcow2", "node-name", "disk0", "file",
-                                       "disk0-file", "backing", "disk0-base", "discard", "unmap"));
+    add_json(a, "-blockdev",
+             json_pack("{s:s, s:s, s:s, s:s, s:s}", "driver", "qcow2", "node-name", "disk0", "file", "disk0-file",
+                       "backing", "disk0-base", "discard", "unmap"));
     dev = virtio_device(p, "blk", "disk0-dev", &place_disk);
     if (dev) {
         json_object_set_new(dev, "drive", json_string("disk0"));
@@ -238,11 +238,13 @@ static void add_seed(struct args *a, const struct qemu_plan *p)
     if (!p->seed)
         return;
     add_file_node(a, "seed0-file", p->seed, true);
-    add_json(a, "-blockdev", json_pack("{s:s, s:s, s:s, s:b}", "driver", "raw", "node-name", "seed0", "file",
-                                       "seed0-file", "read-only", 1));
+    add_json(
+        a, "-blockdev",
+        json_pack("{s:s, s:s, s:s, s:b}", "driver", "raw", "node-name", "seed0", "file", "seed0-file", "read-only", 1));
     add_json(a, "-device", virtio_device(p, "scsi", "scsi0", &place_scsi));
-    add_json(a, "-device", json_pack("{s:s, s:s, s:s, s:s}", "driver", "scsi-cd", "id", "seed0-dev", "bus", "scsi0.0",
-                                     "drive", "seed0"));
+    add_json(
+        a, "-device",
+        json_pack("{s:s, s:s, s:s, s:s}", "driver", "scsi-cd", "id", "seed0-dev", "bus", "scsi0.0", "drive", "seed0"));
 }
 
 static void add_user_network(struct args *a, const struct qemu_plan *p)
@@ -300,9 +302,9 @@ static void add_channels(struct args *a, const struct qemu_plan *p)
     add_option(a, "-serial", "chardev:console0");
     add_json(a, "-device", virtio_device(p, "serial", "serial0", &place_serial));
     add_socket(a, "agent0", p->agent_socket);
-    add_json(a, "-device", json_pack("{s:s, s:s, s:s, s:s, s:s, s:i}", "driver", "virtserialport", "id",
-                                     QEMU_AGENT_PORT_ID, "bus", "serial0.0", "chardev", "agent0", "name",
-                                     "org.qemu.guest_agent.0", "nr", 1));
+    add_json(a, "-device",
+             json_pack("{s:s, s:s, s:s, s:s, s:s, s:i}", "driver", "virtserialport", "id", QEMU_AGENT_PORT_ID, "bus",
+                       "serial0.0", "chardev", "agent0", "name", "org.qemu.guest_agent.0", "nr", 1));
 }
 
 static void add_rest(struct args *a, const struct qemu_plan *p)
@@ -316,8 +318,9 @@ static void add_rest(struct args *a, const struct qemu_plan *p)
         json_object_set_new(rng, "rng", json_string("rng0"));
     add_json(a, "-device", rng);
     if (p->machine == VM_MACHINE_Q35) {
-        add_json(a, "-device", json_pack("{s:s, s:s, s:s, s:s}", "driver", "pvpanic-pci", "id", "pvpanic0", "bus",
-                                         "pcie.0", "addr", place_panic.slot));
+        add_json(a, "-device",
+                 json_pack("{s:s, s:s, s:s, s:s}", "driver", "pvpanic-pci", "id", "pvpanic0", "bus", "pcie.0", "addr",
+                           place_panic.slot));
         add_json(a, "-device", json_pack("{s:s, s:s, s:s}", "driver", "vmgenid", "id", "vmgenid0", "guid", p->id));
         add_option(a, "-boot", "menu=off,strict=on");
     } else {

@@ -214,7 +214,7 @@ static int make_overlay(struct backend_vm *bvm, struct error *err)
     const struct vm *vm = bvm->vm;
     uint64_t wanted = (uint64_t)vm->spec.disk_gb << 30;
     char size[32];
-    const char *argv[] = {bvm->be->host.qemu_img, "create", "-q", "-u", "-f", "qcow2", "-b", vm->spec.image, "-F",
+    const char *argv[] = {bvm->be->host.qemu_img,  "create",     "-q", "-u", "-f", "qcow2", "-b", vm->spec.image, "-F",
                           vm->runtime.disk_format, bvm->overlay, size, NULL};
 
     snprintf(size, sizeof(size), "%llu", (unsigned long long)(wanted > bvm->base_size ? wanted : bvm->base_size));

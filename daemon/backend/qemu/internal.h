@@ -23,9 +23,9 @@
 #include "qmp/qmp.h"
 
 enum {
-    QEMU_COMMAND_MS = 5000,      /* a monitor command's deadline */
-    QEMU_GREET_MS = 10000,       /* from the spawn to the monitor's greeting */
-    QEMU_SOCKET_MAX = 108,       /* of sockaddr_un.sun_path, with its NUL */
+    QEMU_COMMAND_MS = 5000, /* a monitor command's deadline */
+    QEMU_GREET_MS = 10000,  /* from the spawn to the monitor's greeting */
+    QEMU_SOCKET_MAX = 108,  /* of sockaddr_un.sun_path, with its NUL */
     QEMU_STDERR_TAIL = 2000,
 };
 
@@ -66,8 +66,8 @@ struct backend_vm {
     /* The call under way (job.c). */
     struct backend_call *call;
     void (*hurry)(struct backend_vm *bvm);
-    unsigned seq;   /* of calls: answers for an earlier one are dropped */
-    bool cancelled; /* hurry was asked of the call */
+    unsigned seq;         /* of calls: answers for an earlier one are dropped */
+    bool cancelled;       /* hurry was asked of the call */
     struct error failure; /* what the call will fail with, while it cleans up */
     struct job *jobs;
     struct image_inspection *inspection;
@@ -80,16 +80,16 @@ struct backend_vm {
     struct proc_watch *watch;
     bool alive;
     struct timer *log_timer; /* vmmlog.c */
-    bool ending;      /* the process is gone, its remains are being cleared */
-    bool started;     /* verified or adopted: its end is an event */
-    bool paused;      /* as core was last told */
-    bool died;        /* it ended between two steps of the start */
-    bool ended_early; /* it ended by itself during the start */
-    bool kill_asked;  /* the call is a kill: the end completes it */
-    bool press_asked; /* the call is a press: the end is what it wanted */
+    bool ending;             /* the process is gone, its remains are being cleared */
+    bool started;            /* verified or adopted: its end is an event */
+    bool paused;             /* as core was last told */
+    bool died;               /* it ended between two steps of the start */
+    bool ended_early;        /* it ended by itself during the start */
+    bool kill_asked;         /* the call is a kill: the end completes it */
+    bool press_asked;        /* the call is a press: the end is what it wanted */
     bool term_asked;
-    bool cleared;     /* end: the files are removed */
-    bool drained;     /* end: the console is closed */
+    bool cleared;                          /* end: the files are removed */
+    bool drained;                          /* end: the console is closed */
     void (*ended)(struct backend_vm *bvm); /* end: neither event nor error, the call goes on here */
     struct exit_status status;
     enum guest_end guest_end;
@@ -105,9 +105,10 @@ struct backend_vm {
     struct timer *timer; /* monitor.c: reconnect and heartbeat; the end of a guest that has ended */
     bool mute;           /* told: unresponsive */
     bool reconnecting;
-    bool awaiting_end; /* the monitor was lost: the call waits for the process's end, failure is what it is without one */
-    int64_t reset_at; /* loop time of the last RESET; 0: none */
-    const char *wanted;  /* the state a cont or stop is to reach */
+    bool awaiting_end;  /* the monitor was lost: the call waits for the process's end, failure is what it is without one
+                         */
+    int64_t reset_at;   /* loop time of the last RESET; 0: none */
+    const char *wanted; /* the state a cont or stop is to reach */
     bool pressed_agent;
     unsigned presses; /* since it started */
     bool adopting;
@@ -127,7 +128,7 @@ struct job {
     struct job *next;
     int (*fn)(struct job *job, struct error *err);
     void (*done)(struct backend_vm *bvm, struct job *job, int rc, struct error *err); /* not called when detached */
-    void (*free)(struct job *job); /* NULL: mem_free */
+    void (*free)(struct job *job);                                                    /* NULL: mem_free */
 };
 
 /* Queues it and owns it from then on, also on failure. */
@@ -202,7 +203,8 @@ void process_describe_end(struct backend_vm *bvm, struct backend_exit *end);
 void process_detach(struct backend_vm *bvm);
 
 /* files.c: what qemu-img's failure means for the VM's disk, which could not be `done`. */
-void qemu_img_error(const struct backend_vm *bvm, const struct tool_result *result, const char *done, struct error *err);
+void qemu_img_error(const struct backend_vm *bvm, const struct tool_result *result, const char *done,
+                    struct error *err);
 
 /* probe.c: the last line of what a tool wrote, without its end. */
 void last_line(const char *text, size_t len, char *out, size_t size);
@@ -222,8 +224,9 @@ int monitor_ask_aside(struct backend_vm *bvm, const char *command,
 void monitor_take_status(struct backend_vm *bvm, const char *status);
 /* Notes the guest's end and has QEMU end: quit, and SIGKILL after a while. */
 void monitor_guest_ended(struct backend_vm *bvm, enum guest_end end);
-/* The monitor is lost in the middle of a call: most often QEMU is ending, and its last words say more than the loss.  Holds
- * the call for that end, and fails it with a copy of err when none comes.  False: there is nothing to wait for. */
+/* The monitor is lost in the middle of a call: most often QEMU is ending, and its last words say more than the loss.
+ * Holds the call for that end, and fails it with a copy of err when none comes.  False: there is nothing to wait for.
+ */
 bool monitor_await_end(struct backend_vm *bvm, const struct error *err);
 /* Tells of muteness, and asks from time to time until it ends. */
 void monitor_set_mute(struct backend_vm *bvm, bool mute);

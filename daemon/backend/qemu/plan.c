@@ -35,7 +35,8 @@ static bool has_machine(const struct qemu_host *host, const char *name)
     json_t *item;
     size_t i;
 
-    json_array_foreach(host->machines, i, item) {
+    json_array_foreach(host->machines, i, item)
+    {
         if (strcmp(json_string_value(item), name) == 0)
             return true;
     }

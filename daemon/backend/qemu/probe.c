@@ -4,9 +4,9 @@
  *                          └─no─► start with TCG ─► start with KVM ─► remember ─┘
  *
  * A start is QEMU with its monitor on stdin and stdout, fed a few commands and `quit`: /dev/kvm existing says nothing,
- * some machines have it and QEMU aborts when it makes a vCPU, so KVM is tried with -cpu host up to the answers.  KVM also
- * wants the processor's own virtualisation: there are kernels whose KVM emulates what the processor lacks, and a Linux
- * guest does not get through its decompression there in the time TCG needs to boot it.
+ * some machines have it and QEMU aborts when it makes a vCPU, so KVM is tried with -cpu host up to the answers.  KVM
+ * also wants the processor's own virtualisation: there are kernels whose KVM emulates what the processor lacks, and a
+ * Linux guest does not get through its decompression there in the time TCG needs to boot it.
  *
  * Failures are findings, kept as reasons.  What was found is kept by binary, its time and size, and boot. */
 #include "backend/qemu/probe.h"
@@ -163,10 +163,10 @@ static void write_cache(struct qemu_probe *p)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
     struct qemu_host *h = p->host;
-    json_t *doc = json_pack("{s:i, s:s, s:s, s:s, s:b, s:b, s:s, s:b, s:s, s:O}", "cache", CACHE_VERSION, "key",
-                            p->key, "version", h->version, "q35", h->machine_q35, "microvm", h->has_microvm, "kvm",
-                            h->kvm, "kvm_reason", h->kvm_reason, "tcg", h->tcg, "tcg_reason", h->tcg_reason,
-                            "machines", h->machines);
+    json_t *doc =
+        json_pack("{s:i, s:s, s:s, s:s, s:b, s:b, s:s, s:b, s:s, s:O}", "cache", CACHE_VERSION, "key", p->key,
+                  "version", h->version, "q35", h->machine_q35, "microvm", h->has_microvm, "kvm", h->kvm, "kvm_reason",
+                  h->kvm_reason, "tcg", h->tcg, "tcg_reason", h->tcg_reason, "machines", h->machines);
     CLEANUP_FREE char *text = qemu_json_text(doc);
 
     /* Only a saving: without it the next start probes again. */
@@ -239,12 +239,11 @@ static void take_general(struct qemu_host *h, const char *id, json_t *ret)
     json_t *machine;
     size_t i;
 
-    if (strcmp(id, "version") == 0 && json_unpack(ret, "{s:{s:i, s:i, s:i}}", "qemu", "major", &major, "minor", &minor,
-                                                  "micro", &micro) == 0)
+    if (strcmp(id, "version") == 0 &&
+        json_unpack(ret, "{s:{s:i, s:i, s:i}}", "qemu", "major", &major, "minor", &minor, "micro", &micro) == 0)
         snprintf(h->version, sizeof(h->version), "%d.%d.%d", major, minor, micro);
     if (strcmp(id, "machines") == 0) {
-        json_array_foreach(ret, i, machine)
-            take_machine(h, machine);
+        json_array_foreach(ret, i, machine) take_machine(h, machine);
     }
 }
 
@@ -294,8 +293,8 @@ static void start(struct qemu_probe *p, const char *const *argv, char *reason, s
     CLEANUP_ERROR struct error err = ERROR_INIT;
 
     tool_free(p->tool);
-    p->tool = tool_run(p->loop, argv, NULL, commands, sizeof(commands) - 1, PROBE_TIMEOUT_MS, PROBE_OUTPUT_MAX, done,
-                       p, &err);
+    p->tool = tool_run(p->loop, argv, NULL, commands, sizeof(commands) - 1, PROBE_TIMEOUT_MS, PROBE_OUTPUT_MAX, done, p,
+                       &err);
     if (!p->tool) {
         snprintf(reason, size, "%.200s", err.message);
         judge(p->host);
@@ -306,8 +305,8 @@ static void start(struct qemu_probe *p, const char *const *argv, char *reason, s
 static void try_kvm(struct qemu_probe *p)
 {
     struct qemu_host *h = p->host;
-    const char *argv[] = {h->binary, "-accel",          "kvm",      "-cpu", "host", "-machine", "q35", "-S", "-nodefaults",
-                          "-no-user-config", "-display", "none", "-qmp", "stdio", NULL};
+    const char *argv[] = {h->binary,     "-accel",          "kvm",      "-cpu", "host", "-machine", "q35", "-S",
+                          "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio",    NULL};
 
     if (access("/dev/kvm", F_OK) < 0)
         snprintf(h->kvm_reason, sizeof(h->kvm_reason), "/dev/kvm does not exist");
@@ -338,8 +337,8 @@ static void general_done(void *arg, const struct tool_result *r)
 static void begin(struct qemu_probe *p)
 {
     struct qemu_host *h = p->host;
-    const char *argv[] = {h->binary, "-accel", "tcg", "-machine", "none", "-S", "-nodefaults", "-no-user-config",
-                          "-display", "none", "-qmp", "stdio", NULL};
+    const char *argv[] = {h->binary,         "-accel",   "tcg",  "-machine", "none",  "-S", "-nodefaults",
+                          "-no-user-config", "-display", "none", "-qmp",     "stdio", NULL};
 
     if (!h->binary[0]) {
         snprintf(h->tcg_reason, sizeof(h->tcg_reason), "QEMU is not installed");

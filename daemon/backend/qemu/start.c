@@ -3,8 +3,8 @@
  *     prepare: base image inspected again ─► pool: old process dead? directory, ports, tap, disk size ─► disk grown
  *     spawn:   plan ─► argv ─► QEMU, paused, detached, its stderr appended to vmm.log
  *
- * The base is inspected at every start: it is a file of somebody else, and QEMU would follow what a changed header names.
- * Failures: prepare removes what it made; a QEMU that ends early is process.c's. */
+ * The base is inspected at every start: it is a file of somebody else, and QEMU would follow what a changed header
+ * names. Failures: prepare removes what it made; a QEMU that ends early is process.c's. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -316,8 +316,7 @@ int qemu_sweep(struct backend_vm *bvm, struct backend_call *call, struct error *
 
 static int open_vmm_log(struct backend_vm *bvm, struct error *err)
 {
-    CLEANUP_FD int fd =
-        open(bvm->vmm_log, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
+    CLEANUP_FD int fd = open(bvm->vmm_log, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
     struct stat st;
 
     if (fd < 0 || fstat(fd, &st) < 0)

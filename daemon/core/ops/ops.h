@@ -67,7 +67,7 @@ struct vm_op {
     char *key, *fingerprint; /* idempotency, until the intent is durable */
     bool ran;                /* its engine has walked */
     bool peer_known;
-    struct core_peer peer;   /* who asked */
+    struct core_peer peer;         /* who asked */
     struct file_check *file_check; /* under way on the pool */
 };
 

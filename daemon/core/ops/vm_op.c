@@ -95,8 +95,8 @@ void vm_op_log_finish(const struct vm_op *vo)
               "error", error_is_set(&res->error) ? res->error.message : "", "request_id", res->request_id, NULL);
 }
 
-/* The failure is durable, or the disk refuses: then it is told all the same, and its row is owed.  A destroy that was told to
- * have failed must not be finished by the next start. */
+/* The failure is durable, or the disk refuses: then it is told all the same, and its row is owed.  A destroy that was
+ * told to have failed must not be finished by the next start. */
 static void failure_durable(void *arg, struct error *err)
 {
     struct vm_op *vo = arg;
@@ -475,7 +475,8 @@ static void enqueue(struct vm_op *vo)
     while (*end != NULL)
         end = &(*end)->next;
     *end = vo;
-    if (let_go_soon(vm) || vm->op->plan == vo->plan) /* a second kill or destroy waits for the first: they ask for the same */
+    if (let_go_soon(vm) ||
+        vm->op->plan == vo->plan) /* a second kill or destroy waits for the first: they ask for the same */
         return;
     CLEANUP_ERROR struct error reason = ERROR_INIT;
     error_set(&reason, ERR_OPERATION_CANCELLED, "%s of VM %s was cancelled: %s was asked for", vm->op->plan->kind,
