@@ -31,8 +31,8 @@ struct config {
 };
 
 void config_defaults(struct config *config);
-/* Reads `key = value` lines over what is there; ERR_API_INVALID_FIELD with FILE:LINE in its message for an unknown key
- * or a bad value, ERR_IO for a file that cannot be read. */
+/* Reads `key = value` lines over what is there; ERR_API_INVALID_FIELD with FILE:LINE in its message for an unknown key or a bad
+ * value, ERR_IO for a file that cannot be read. */
 int config_load(struct config *config, const char *path, struct error *err);
 /* Sets one key, as a line of the file would; `where` begins the message. */
 int config_set(struct config *config, const char *key, const char *value, const char *where, struct error *err);

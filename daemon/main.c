@@ -1,8 +1,8 @@
 /* main.c - vmmd: flags, config, signals, wiring.  The only file that knows every module.
  *
- *   flags and config ─► directories, lock ─► store ─► backends (probed) ─► core (recovered) ─► http (serving) ─►
- * READY=1 SIGTERM, SIGINT: STOPPING=1, no new connections or changes, what is under way ends or is parked, guests run
- * on, exit 0 SIGHUP: the config is read again; log_level, log_format and the token take effect */
+ *   flags and config ─► directories, lock ─► store ─► backends (probed) ─► core (recovered) ─► http (serving) ─► READY=1
+ *   SIGTERM, SIGINT: STOPPING=1, no new connections or changes, what is under way ends or is parked, guests run on, exit 0
+ *   SIGHUP: the config is read again; log_level, log_format and the token take effect */
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
@@ -174,8 +174,8 @@ static int parent_make(const char *path, struct error *err)
     return dir_make(dir, 0755, err);
 }
 
-/* One vmmd for one data directory.  A QEMU that is just being started by a vmmd that died holds the lock until its
- * exec, so that nothing half started is missed: hence the short patience. */
+/* One vmmd for one data directory.  A QEMU that is just being started by a vmmd that died holds the lock until its exec, so
+ * that nothing half started is missed: hence the short patience. */
 static int lock_data_dir(struct daemon *d, struct error *err)
 {
     CLEANUP_FREE char *path = mem_printf("%s/vmmd.lock", d->config.data_dir);

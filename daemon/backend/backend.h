@@ -3,10 +3,10 @@
  * A `struct backend_vm` is one VM at its backend.  It exists from the first operation that needs it until the VM is at
  * rest again (attach ... detach); a stopped VM at rest has none.  At most one call is under way per backend_vm.
  *
- * Every verb has the contract of an operation's step: 0 done, OP_WAIT (then call->done comes exactly once, maybe before
- * the return), or -1 with err set (call->done does not come).  A verb that fails leaves nothing behind of what it
- * began. Verbs read vm->spec and write vm->runtime; they change nothing else of the VM. Runs on: the loop thread.
- * Nothing here blocks it. */
+ * Every verb has the contract of an operation's step: 0 done, OP_WAIT (then call->done comes exactly once, maybe before the
+ * return), or -1 with err set (call->done does not come).  A verb that fails leaves nothing behind of what it began.
+ * Verbs read vm->spec and write vm->runtime; they change nothing else of the VM.
+ * Runs on: the loop thread.  Nothing here blocks it. */
 #ifndef BACKEND_BACKEND_H
 #define BACKEND_BACKEND_H
 
@@ -30,8 +30,7 @@ enum backend_end {
     BACKEND_END_KILLED,    /* a signal ended QEMU, or it vanished */
 };
 
-/* The end of the VM's process, told once; after it the backend holds no process, socket, or device of the VM any more.
- */
+/* The end of the VM's process, told once; after it the backend holds no process, socket, or device of the VM any more. */
 struct backend_exit {
     enum backend_end end;
     struct exit_status status;
@@ -63,8 +62,8 @@ struct console_reader;
 struct backend {
     const char *name;
 
-    /* Can this spec be run here?  Checks without effect, at once: ERR_BACKEND_NOT_AVAILABLE, ERR_API_INVALID_FIELD
-     * (pointer below /spec), ERR_HOST_INSUFFICIENT_MEMORY.  Called at create and PATCH. */
+    /* Can this spec be run here?  Checks without effect, at once: ERR_BACKEND_NOT_AVAILABLE, ERR_API_INVALID_FIELD (pointer
+     * below /spec), ERR_HOST_INSUFFICIENT_MEMORY.  Called at create and PATCH. */
     int (*check)(struct backend *be, const struct vm_spec *spec, struct error *err);
 
     /* Whether nothing on this host listens on the port now; NULL: always.  A system call or two, at once. */
@@ -98,8 +97,7 @@ struct backend {
 
     /* Ends the process at once and waits until it is gone; no `exited` event follows.  Nothing to end: 0. */
     int (*kill)(struct backend_vm *bvm, struct backend_call *call, struct error *err);
-    /* Asks the guest to power off, once (ACPI; the agent too when it answers); completes when asked, `exited` follows.
-     */
+    /* Asks the guest to power off, once (ACPI; the agent too when it answers); completes when asked, `exited` follows. */
     int (*press)(struct backend_vm *bvm, struct backend_call *call, struct error *err);
     /* Asks the process to end (SIGTERM); `exited` follows.  -1 when it cannot be asked. */
     int (*terminate)(struct backend_vm *bvm, struct error *err);
@@ -107,19 +105,18 @@ struct backend {
     int (*suspend)(struct backend_vm *bvm, struct backend_call *call, struct error *err);
     int (*resume)(struct backend_vm *bvm, struct backend_call *call, struct error *err);
 
-    /* After a restart of the daemon: finds the VM's process by vm->runtime (or by its work directory where the record
-     * is missing), reconnects, and says how it stands.  ret is filled before done. */
+    /* After a restart of the daemon: finds the VM's process by vm->runtime (or by its work directory where the record is
+     * missing), reconnects, and says how it stands.  ret is filled before done. */
     int (*adopt)(struct backend_vm *bvm, struct backend_adoption *ret, struct backend_call *call, struct error *err);
 
-    /* After a start that failed: its process' last words, and how it ended; status is not known where the backend ended
-     * it or there was none.  NULL: not told. */
+    /* After a start that failed: its process' last words, and how it ended; status is not known where the backend ended it or
+     * there was none.  NULL: not told. */
     void (*failed_start)(struct backend_vm *bvm, struct backend_exit *ret);
 
     /* Whether the agent was asked for by the last press and answers; for the stop's "method". */
     bool (*pressed_agent)(struct backend_vm *bvm);
 
-    /* Logs.  The path prefix of a bounded log (loop/logfile.h) or of a plain file, in out (PATH_MAX bytes); -1: none.
-     */
+    /* Logs.  The path prefix of a bounded log (loop/logfile.h) or of a plain file, in out (PATH_MAX bytes); -1: none. */
     int (*log_path)(struct backend *be, const struct vm *vm, enum backend_log which, char *out);
     /* The live console of an attached VM, or NULL. */
     struct console *(*console)(struct backend_vm *bvm);

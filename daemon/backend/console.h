@@ -1,5 +1,4 @@
-/* console.h - a VM's live serial console: always drained into a bounded, offset-addressed log; many readers, one
- * writer.
+/* console.h - a VM's live serial console: always drained into a bounded, offset-addressed log; many readers, one writer.
  *
  * Loop thread.  Readers are told of new bytes and read them from the log by offset at their own speed: a slow reader
  * costs nothing but its own gap. */

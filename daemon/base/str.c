@@ -144,8 +144,7 @@ bool str_equal_const_time(const char *a, const char *b)
     return diff == 0;
 }
 
-/* SipHash-1-3: clients choose names and idempotency keys, and with a key they cannot know none of them collide by
- * design. */
+/* SipHash-1-3: clients choose names and idempotency keys, and with a key they cannot know none of them collide by design. */
 
 static uint64_t rotate(uint64_t x, int bits)
 {

@@ -1,8 +1,8 @@
 /* seed.c - builds a NoCloud seed.
  *
- * Happy path: meta-data is a JSON object (JSON is YAML), user-data the caller's text or "#cloud-config" and a JSON
- * object with the user, its keys and the host name; libarchive writes both, and what else was given, as an ISO image.
- * Built as data, so that no host name or key can end its string and add a line of its own.
+ * Happy path: meta-data is a JSON object (JSON is YAML), user-data the caller's text or "#cloud-config" and a JSON object
+ * with the user, its keys and the host name; libarchive writes both, and what else was given, as an ISO image.  Built as
+ * data, so that no host name or key can end its string and add a line of its own.
  *
  * Failures: memory, text that is not UTF-8, and the disk; the half-written file is removed. */
 #include "cloudinit/seed.h"

@@ -29,8 +29,8 @@ struct seed {
 /* Builds the documents.  Any thread.  Fails: ERR_CLOUDINIT_ISO_FAILED (memory, text that is not UTF-8). */
 int seed_build(const struct seed_input *input, struct seed *ret, struct error *err);
 void seed_done(struct seed *seed);
-/* Writes them as an ISO 9660 image (Rock Ridge and Joliet) to path, which must not exist, and fsyncs it.  Blocking:
- * pool thread.  A failure leaves no file: ERR_CLOUDINIT_ISO_FAILED, ERR_HOST_DISK_FULL. */
+/* Writes them as an ISO 9660 image (Rock Ridge and Joliet) to path, which must not exist, and fsyncs it.  Blocking: pool
+ * thread.  A failure leaves no file: ERR_CLOUDINIT_ISO_FAILED, ERR_HOST_DISK_FULL. */
 int seed_write(const struct seed *seed, const char *path, struct error *err);
 
 #endif

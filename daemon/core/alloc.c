@@ -82,8 +82,7 @@ static int port_claim(struct live_vm *vm, bool udp, const char *ip, uint16_t num
     return port_take(vm, udp, number, err);
 }
 
-/* Where ports are chosen from: below what the kernel gives to outgoing connections first, from there on when that is
- * full. */
+/* Where ports are chosen from: below what the kernel gives to outgoing connections first, from there on when that is full. */
 static const struct {
     uint16_t first, last;
 } port_ranges[] = {{20000, 32767}, {32768, 60999}};

@@ -1,10 +1,10 @@
 /* change.c - render, write, publish.
  *
- * Happy path: documents and events are rendered when they are added, so that a change is a picture of one moment; the
- * store writes them as one transaction; when it is durable the rendered documents replace the published ones, the
- * events go out, the waits are looked at, and `done` is told.  Changes become durable in the order they were committed.
- * Failure modes: no memory or no disk: nothing of it is published, and `done` gets the error; who made it restores what
- * it had changed in memory, and what the VMs then are is written again later (owed.c). */
+ * Happy path: documents and events are rendered when they are added, so that a change is a picture of one moment; the store
+ * writes them as one transaction; when it is durable the rendered documents replace the published ones, the events go
+ * out, the waits are looked at, and `done` is told.  Changes become durable in the order they were committed.
+ * Failure modes: no memory or no disk: nothing of it is published, and `done` gets the error; who made it restores what it
+ * had changed in memory, and what the VMs then are is written again later (owed.c). */
 #include <string.h>
 
 #include "base/clock.h"

@@ -38,13 +38,12 @@ void core_config_defaults(struct core_config *config);
 /* `backends` is NULL-terminated and stays the caller's. */
 struct core *core_new(struct loop *loop, struct store *store, struct backend *const *backends,
                       const struct core_config *config, struct error *err);
-/* Loads the store (blocking, before the loop runs), then adopts what runs and settles what was interrupted; done(arg)
- * comes when every VM's state matches reality. */
+/* Loads the store (blocking, before the loop runs), then adopts what runs and settles what was interrupted; done(arg) comes
+ * when every VM's state matches reality. */
 int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct error *err);
 /* No new changes (503); operations under way are finished or parked (their rows say what to do); done(arg) then. */
 void core_shutdown(struct core *core, int64_t grace_ms, void (*done)(void *arg), void *arg);
-/* Before core_free where a shutdown was not waited for: all stands still, and what the store tells from now on only
- * lets go. */
+/* Before core_free where a shutdown was not waited for: all stands still, and what the store tells from now on only lets go. */
 void core_abandon(struct core *core);
 void core_free(struct core *core);
 /* For the store's wake: dispatches what became durable. */
@@ -98,8 +97,7 @@ struct core_verb_args {
 /* DELETE of a destroyed id comes as ref too: *ret is then a finished operation without effect. */
 int core_vm_verb(struct core *core, const struct core_request *req, const char *ref, enum vm_verb verb,
                  const struct core_verb_args *args, const char *if_match, struct operation **ret, struct error *err);
-/* A merge patch of labels and spec.  `done` comes once, when durable, with the error or with the VM's published
- * document. */
+/* A merge patch of labels and spec.  `done` comes once, when durable, with the error or with the VM's published document. */
 int core_vm_patch(struct core *core, const struct core_request *req, const char *ref, const json_t *patch,
                   const char *if_match, void (*done)(void *arg, struct live_vm *vm, struct error *err), void *arg,
                   struct error *err);
@@ -142,14 +140,13 @@ struct event_filter {
     const char *type_glob; /* NULL: any */
 };
 struct event_sub;
-/* Every event after `since` that matches, in order, first from the store, then live; `fn` gets its id, type and
- * document. since -1: from now on.  ERR_EVENTS_CURSOR_EXPIRED with context.oldest. */
+/* Every event after `since` that matches, in order, first from the store, then live; `fn` gets its id, type and document.
+ * since -1: from now on.  ERR_EVENTS_CURSOR_EXPIRED with context.oldest. */
 struct event_sub *core_events_subscribe(struct core *core, int64_t since, const struct event_filter *filter,
                                         void (*fn)(void *arg, int64_t id, const char *type, const char *doc), void *arg,
                                         struct error *err);
 void core_events_unsubscribe(struct event_sub *sub); /* also from fn; NULL is fine */
-/* A replay stops after the batch it is at, and goes on when hold is false; live events come all the same.  Also from
- * fn. */
+/* A replay stops after the batch it is at, and goes on when hold is false; live events come all the same.  Also from fn. */
 void core_events_hold(struct event_sub *sub, bool hold);
 
 /* --- waits --- */
@@ -172,17 +169,16 @@ struct core_log_chunk {
     uint64_t oldest, next;
 };
 struct log_read;
-/* Reads a VM's log on the pool: the last `tail` lines, or from `offset` when tail is -1; at most `max` bytes.  done
- * comes once, on a later turn (chunk NULL on error), unless log_read_cancel comes first.  NULL with err set when
- * nothing began. */
+/* Reads a VM's log on the pool: the last `tail` lines, or from `offset` when tail is -1; at most `max` bytes.  done comes
+ * once, on a later turn (chunk NULL on error), unless log_read_cancel comes first.  NULL with err set when nothing began. */
 struct log_read *core_log_read(struct live_vm *vm, enum backend_log which, int64_t tail, uint64_t offset, size_t max,
                                void (*done)(void *arg, const struct core_log_chunk *chunk, struct error *err),
                                void *arg, struct error *err);
 void log_read_cancel(struct log_read *r); /* not after done */
 
 struct log_follow;
-/* Reads on as bytes come.  `fn` gets each chunk, then waits for log_follow_more: a slow reader is not flooded.  chunk
- * NULL: the VM is gone; only log_follow_end is left to do. */
+/* Reads on as bytes come.  `fn` gets each chunk, then waits for log_follow_more: a slow reader is not flooded.  chunk NULL: the
+ * VM is gone; only log_follow_end is left to do. */
 struct log_follow *core_log_follow(struct live_vm *vm, enum backend_log which, int64_t tail, uint64_t offset,
                                    void (*fn)(void *arg, const struct core_log_chunk *chunk), void *arg,
                                    struct error *err);

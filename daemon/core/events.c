@@ -2,8 +2,8 @@
  *
  *   subscribe(since) ──► replaying: batches from the store until one comes back short ──► live: as they are published
  *
- * While a subscriber replays, live events pass it by: they are durable, so its next batch brings them.  One that is
- * held back gets no further batch until it is let on: a long replay goes as fast as it is read. */
+ * While a subscriber replays, live events pass it by: they are durable, so its next batch brings them.  One that is held back
+ * gets no further batch until it is let on: a long replay goes as fast as it is read. */
 #include <string.h>
 
 #include "base/mem.h"

@@ -98,8 +98,8 @@ void change_ports(struct change *ch, const struct live_vm *vm, bool drop);
 /* Adds a state_changed event. */
 void change_state_event(struct change *ch, const struct live_vm *vm, const struct operation *op, enum vm_state from,
                         const char *cause);
-/* Writes; done (may be NULL) comes once on a later turn, after publication.  For a NULL change it comes at once,
- * refused: who cannot take that makes the change first. */
+/* Writes; done (may be NULL) comes once on a later turn, after publication.  For a NULL change it comes at once, refused:
+ * who cannot take that makes the change first. */
 void change_commit(struct change *ch, void (*done)(void *arg, struct error *err), void *arg);
 /* An event that need not be written at once: it rides along with the next change, or after 50 ms. */
 void change_lazy_event(struct core *core, const char *type, const struct live_vm *vm, const struct operation *op,

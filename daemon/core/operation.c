@@ -1,7 +1,7 @@
 /* operation.c - the operation as a resource: its document, who watches it, and how long it is remembered.
  *
- * An operation is durable (accepted) before its first effect, and its end is durable before anybody is told of it.
- * Those that ended stay in memory up to ENDED_MAX, the others are read from the store. */
+ * An operation is durable (accepted) before its first effect, and its end is durable before anybody is told of it.  Those
+ * that ended stay in memory up to ENDED_MAX, the others are read from the store. */
 #include <stdio.h>
 #include <string.h>
 

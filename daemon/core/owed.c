@@ -1,9 +1,9 @@
 /* owed.c - what the store refused and is still owed.
  *
- * Memory is what is: a VM whose process died is failed, whether the disk is full or not.  What could not be written is
- * written again, as it then stands, until the disk takes it, so that the store and what readers see come to agree with
- * memory. Failure modes: no memory for the note: the next change of the VM writes it.  The daemon leaves before: the
- * next start settles it. */
+ * Memory is what is: a VM whose process died is failed, whether the disk is full or not.  What could not be written is written
+ * again, as it then stands, until the disk takes it, so that the store and what readers see come to agree with memory.
+ * Failure modes: no memory for the note: the next change of the VM writes it.  The daemon leaves before: the next start
+ * settles it. */
 #include "base/mem.h"
 #include "core/internal.h"
 

@@ -1,5 +1,5 @@
-/* peer.c - see peer.h.  The rights of a thread are its own on Linux: file system uid and gid, and supplementary groups
- * when set by the raw call. */
+/* peer.c - see peer.h.  The rights of a thread are its own on Linux: file system uid and gid, and supplementary groups when
+ * set by the raw call. */
 #include "core/peer.h"
 
 #include <errno.h>

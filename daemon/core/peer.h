@@ -20,8 +20,8 @@ struct core_peer {
 int peer_check_dirs(const struct vm_spec *spec, const char *const *image_dirs, struct error *err);
 /* Whether a check of the files is needed at all: root and the daemon's own user read what it reads. */
 bool peer_is_other(const struct core_peer *peer);
-/* Opens each host path of the spec for reading with the user's own rights.  ERR_API_FORBIDDEN; a file that is not there
- * is left to those who open it.  Blocking: for a pool thread, whose rights are changed meanwhile and put back. */
+/* Opens each host path of the spec for reading with the user's own rights.  ERR_API_FORBIDDEN; a file that is not there is
+ * left to those who open it.  Blocking: for a pool thread, whose rights are changed meanwhile and put back. */
 int peer_check_files(const struct vm_spec *spec, const struct core_peer *peer, struct error *err);
 
 #endif

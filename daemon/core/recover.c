@@ -11,8 +11,7 @@
  *   suspend, resume   finished if the VM is found so, else interrupted
  *   reset             interrupted: whether it happened cannot be seen
  *   destroy           finished: ended, removed
- * A VM that ran and whose process is gone is failed, or stopped when its guest had powered off or the host was
- * restarted. */
+ * A VM that ran and whose process is gone is failed, or stopped when its guest had powered off or the host was restarted. */
 #include <stdio.h>
 #include <string.h>
 

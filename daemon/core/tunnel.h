@@ -11,8 +11,8 @@
 
 /* The pen of a VM's console: many read its log, one writes. */
 struct console_pen;
-/* `lost`: somebody took it by force, or the console is gone.  With force the pen is taken at once, else by the first
- * write. ERR_VM_INVALID_STATE when the VM has no live console. */
+/* `lost`: somebody took it by force, or the console is gone.  With force the pen is taken at once, else by the first write.
+ * ERR_VM_INVALID_STATE when the VM has no live console. */
 struct console_pen *console_pen_new(struct live_vm *vm, bool force, void (*lost)(void *arg, const char *why), void *arg,
                                     struct error *err);
 /* -1: somebody else writes (`*ret_taken`), or too much is waiting. */

@@ -5,9 +5,9 @@
  *
  * Happy path: drop every privilege, read a few blocks by pread, decide from the bytes alone, print, exit 0.  Nothing is
  * opened, followed or executed: an image that names another file (backing file, data file, extent) is refused, for QEMU
- * would go where the name points.  Failures are printed the same way, and exit 0 as well: a parser that was killed (a
- * bad system call, CPU time) is told from one that answered by its exit status.  `vmmd-inspect raw` takes any regular
- * file whose size is a multiple of 512 and that is no other format as raw: the user has said so. */
+ * would go where the name points.  Failures are printed the same way, and exit 0 as well: a parser that was killed (a bad
+ * system call, CPU time) is told from one that answered by its exit status.  `vmmd-inspect raw` takes any regular file
+ * whose size is a multiple of 512 and that is no other format as raw: the user has said so. */
 #include <errno.h>
 #include <grp.h>
 #include <inttypes.h>

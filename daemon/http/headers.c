@@ -95,8 +95,8 @@ static void known_header(struct http_headers *h, const char *key, size_t len, co
     }
 }
 
-/* A folded header line reaches us as a name with the folded text hung on to it: "Transfer-Encoding:\r\n chunked"
- * becomes "Transfer-Encodingchunked".  Those that say how long a body is must not vanish so. */
+/* A folded header line reaches us as a name with the folded text hung on to it: "Transfer-Encoding:\r\n chunked" becomes
+ * "Transfer-Encodingchunked".  Those that say how long a body is must not vanish so. */
 static bool folded(const char *key, size_t len)
 {
     return (len > 14 && (key[0] | 0x20) == 'c' && strncasecmp(key, "Content-Length", 14) == 0) ||

@@ -62,7 +62,7 @@ struct http_config {
     bool no_auth;              /* TCP on loopback without a token */
     unsigned max_connections;  /* per listener */
     unsigned max_parked;  /* parked requests (waits), of max_connections: beyond it a GET that would wait gets 503 and
-                           * http_prefer_wait says 0, so that changes answer 202 at once */
+                                * http_prefer_wait says 0, so that changes answer 202 at once */
     unsigned max_streams; /* SSE, follow, WebSocket */
     int64_t header_timeout_ms; /* from the first byte of a connection to complete headers */
     int64_t body_timeout_ms;   /* for a whole body */
@@ -72,10 +72,10 @@ void http_config_defaults(struct http_config *config);
 
 struct http_server;
 
-/* Binds and serves; sockets passed by systemd (LISTEN_FDS, LISTEN_PID) are used in place of socket_path when they are
- * there. `routes` ends with a zeroed row and outlives the server; `arg` goes to each handler. Fails: ERR_IO (address in
- * use: says by whom where it can be told), ERR_API_UNAUTHORIZED-free ERR_API_FORBIDDEN when TCP is asked without token
- * and without no_auth on loopback.  Not to be freed from within a handler. */
+/* Binds and serves; sockets passed by systemd (LISTEN_FDS, LISTEN_PID) are used in place of socket_path when they are there.
+ * `routes` ends with a zeroed row and outlives the server; `arg` goes to each handler.
+ * Fails: ERR_IO (address in use: says by whom where it can be told), ERR_API_UNAUTHORIZED-free ERR_API_FORBIDDEN when TCP is asked without token and
+ * without no_auth on loopback.  Not to be freed from within a handler. */
 struct http_server *http_server_new(struct loop *loop, const struct http_config *config,
                                     const struct http_route *routes, void *arg, struct error *err);
 /* No new connections; parked requests are answered 503 daemon::shutting_down, streams ended, answers in flight go out.
@@ -102,9 +102,9 @@ void http_query_each(const struct http_request *req, bool (*fn)(void *arg, const
                      void *arg);
 /* N of `Prefer: wait=N`, capped at 600; 0 without one. */
 int http_prefer_wait(const struct http_request *req);
-/* Called once if the client leaves before the answer, or the wait ends otherwise (drain, over max_parked, server
- * freed); the request must not be touched afterwards.  fn NULL revokes: then the request stays valid until it is
- * answered, even when its client has left, and a drain waits for it. */
+/* Called once if the client leaves before the answer, or the wait ends otherwise (drain, over max_parked, server freed);
+ * the request must not be touched afterwards.  fn NULL revokes: then the request stays valid until it is answered, even
+ * when its client has left, and a drain waits for it. */
 void http_on_gone(struct http_request *req, void (*fn)(void *arg, struct http_request *req), void *arg);
 /* Whether `gone` was called because the daemon stops: it may answer then. */
 bool http_stopping(const struct http_request *req);
@@ -119,11 +119,12 @@ void http_reply_error(struct http_request *req, const struct error *err);
 struct http_stream;
 struct http_stream_events {
     void (*drained)(void *arg); /* all written bytes left; may be NULL */
-    void (*gone)(void *arg); /* the client left, or was too slow and was dropped; the stream is dead.  Once, not after
-                                http_stream_end */
+    void (*gone)(
+        void *
+            arg); /* the client left, or was too slow and was dropped; the stream is dead.  Once, not after http_stream_end */
 };
-/* A streamed answer (chunked), for SSE and logs.  The request is dead afterwards.  NULL: over the limit of streams;
- * then the request has been answered 503 daemon::overloaded. */
+/* A streamed answer (chunked), for SSE and logs.  The request is dead afterwards.  NULL: over the limit of streams; then
+ * the request has been answered 503 daemon::overloaded. */
 struct http_stream *http_stream_start(struct http_request *req, int status, const char *content_type,
                                       size_t max_pending, const struct http_stream_events *events, void *arg);
 /* -1: it would pass max_pending; the client is dropped then (`gone` follows on a later turn). */
@@ -137,8 +138,8 @@ struct http_ws_events {
     void (*drained)(void *arg); /* may be NULL */
     void (*closed)(void *arg);  /* once; the ws is dead.  Not after http_ws_close */
 };
-/* Upgrades (RFC 6455); a request that is no WebSocket handshake has been answered 400 and NULL is returned.  The
- * request is dead afterwards. */
+/* Upgrades (RFC 6455); a request that is no WebSocket handshake has been answered 400 and NULL is returned.  The request
+ * is dead afterwards. */
 struct http_ws *http_ws_accept(struct http_request *req, size_t max_pending, const struct http_ws_events *events,
                                void *arg);
 /* One binary message. -1: it would pass max_pending; nothing was sent. */

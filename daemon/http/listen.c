@@ -2,8 +2,7 @@
  *
  * The Unix socket is bound under a umask, so that it is never more open than in the end (0600, or 0660 with its group
  * when we are root and the group exists).  A file left by a dead daemon is replaced; a live listener is never pushed
- * aside.  Fails: ERR_IO (who holds the path or address, where it can be told), ERR_API_FORBIDDEN (TCP without token).
- */
+ * aside.  Fails: ERR_IO (who holds the path or address, where it can be told), ERR_API_FORBIDDEN (TCP without token). */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>

@@ -1,9 +1,8 @@
 /* ws_frame.h - the frames of RFC 6455, server side: a parser that is fed bytes and gives events, and frame heads.
  *
- * The bytes are hostile.  Refused, each with its close code: an unmasked frame, reserved bits, unknown opcodes, a
- * control frame that is long or fragmented, a continuation of nothing or none of something (1002), text that is not
- * UTF-8 (1007), a message over WS_MESSAGE_MAX (1009).  No more than one message is held.  Any thread; completes before
- * return. */
+ * The bytes are hostile.  Refused, each with its close code: an unmasked frame, reserved bits, unknown opcodes, a control
+ * frame that is long or fragmented, a continuation of nothing or none of something (1002), text that is not UTF-8 (1007),
+ * a message over WS_MESSAGE_MAX (1009).  No more than one message is held.  Any thread; completes before return. */
 #ifndef HTTP_WS_FRAME_H
 #define HTTP_WS_FRAME_H
 

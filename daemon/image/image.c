@@ -1,9 +1,8 @@
 /* image.c - opens an image so that nothing surprising is opened, and asks vmmd-inspect about it.
  *
- * Happy path: the path's directory is resolved, the last component opened with O_NOFOLLOW | O_NONBLOCK and found to be
- * a regular file; vmmd-inspect gets it as fd 3 and prints one JSON line.  Failures: what cannot be opened is told by
- * errno; a helper that dies, hangs or talks nonsense refuses the image (a parser that crashed has met an unsafe image).
- */
+ * Happy path: the path's directory is resolved, the last component opened with O_NOFOLLOW | O_NONBLOCK and found to be a
+ * regular file; vmmd-inspect gets it as fd 3 and prints one JSON line.  Failures: what cannot be opened is told by errno;
+ * a helper that dies, hangs or talks nonsense refuses the image (a parser that crashed has met an unsafe image). */
 #include "image/image.h"
 
 #include <errno.h>

@@ -1,5 +1,4 @@
-/* vm.h - a VM as data: what was asked for (spec), what exists now (runtime), how it stands (state, conditions,
- * failure).
+/* vm.h - a VM as data: what was asked for (spec), what exists now (runtime), how it stands (state, conditions, failure).
  *
  *                 create                start                 suspend
  *        (none) ─────────► preparing ─► prepared ──────► running ◄──────► suspended

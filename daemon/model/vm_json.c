@@ -1,5 +1,4 @@
-/* vm_json.c - the VM's documents: the public one of API.md, the private one beside it in the store, and back.  See
- * vm.h. */
+/* vm_json.c - the VM's documents: the public one of API.md, the private one beside it in the store, and back.  See vm.h. */
 #include <stdio.h>
 #include <string.h>
 

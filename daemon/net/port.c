@@ -1,5 +1,5 @@
-/* port.c - see port.h.  Happy path: bind as QEMU will.  The holder is found by the socket's inode in /proc/net/tcp or
- * udp and the link of an open fd to it; without the right to look there it stays unknown. */
+/* port.c - see port.h.  Happy path: bind as QEMU will.  The holder is found by the socket's inode in /proc/net/tcp or udp
+ * and the link of an open fd to it; without the right to look there it stays unknown. */
 #include "net/port.h"
 
 #include <arpa/inet.h>

@@ -1,8 +1,7 @@
 /* events.c - GET /v1/events: server-sent events, replayed and live.
  *
- * Each event is `id:`, `event:`, `data:`.  A comment goes out every 15 s.  A replay goes as fast as it is read.  A
- * reader that does not keep up with what is live (1 MiB waiting) is dropped: it comes back with Last-Event-ID and
- * misses nothing. */
+ * Each event is `id:`, `event:`, `data:`.  A comment goes out every 15 s.  A replay goes as fast as it is read.  A reader that
+ * does not keep up with what is live (1 MiB waiting) is dropped: it comes back with Last-Event-ID and misses nothing. */
 #include <stdio.h>
 #include <string.h>
 

@@ -26,8 +26,7 @@ json_t *rest_body(struct http_request *req, struct error *err);
 /* A query value as a number; a missing one leaves *ret.  ERR_API_INVALID_FIELD. */
 int rest_query_int(struct http_request *req, const char *name, int64_t min, int64_t max, int64_t *ret,
                    struct error *err);
-/* Fills in who asks; `peer` must live as long as ret.  The fingerprint goes into `buffer`; `body` may be NULL.
- * ERR_API_INVALID_FIELD for a bad key. */
+/* Fills in who asks; `peer` must live as long as ret.  The fingerprint goes into `buffer`; `body` may be NULL.  ERR_API_INVALID_FIELD for a bad key. */
 enum { REST_FINGERPRINT_MAX = 128 };
 int rest_core_request(struct http_request *req, const json_t *body, struct core_request *ret, struct core_peer *peer,
                       char buffer[REST_FINGERPRINT_MAX], struct error *err);
@@ -39,12 +38,11 @@ void rest_refuse(struct http_request *req, struct error *err);
 
 /* --- operations.c --- */
 
-/* Answers a change: 202 when durable, or held by Prefer: wait.  `done_status` answers an operation that ended before it
- * was told of (200 for a destroy without effect); 0: by the rules. */
+/* Answers a change: 202 when durable, or held by Prefer: wait.  `done_status` answers an operation that ended before it was
+ * told of (200 for a destroy without effect); 0: by the rules. */
 void rest_answer_operation(struct rest *rest, struct http_request *req, struct operation *op, bool replayed,
                            int done_status);
-/* Looks the request's idempotency key up: 1 when the request was answered by an earlier operation, -1 with err, 0 go
- * on. */
+/* Looks the request's idempotency key up: 1 when the request was answered by an earlier operation, -1 with err, 0 go on. */
 int rest_answer_replay(struct rest *rest, struct http_request *req, const struct core_request *creq, struct error *err);
 
 http_handler rest_vms_list, rest_vm_create, rest_vm_get, rest_vm_patch, rest_vm_destroy;

@@ -4,11 +4,10 @@
  *   store_commit(tx) ──── queue, in order ───► BEGIN … all that queued meanwhile … COMMIT (one fsync)
  *   tx->done ◄── store_dispatch ◄── wake() ──── results, in order
  *
- * Transactions are applied in the order they were committed, each wholly or not at all; a tx that fails alone (a
- * constraint) fails alone, an I/O error fails the group.  daemon/store is the only user of sqlite3.h.  Documents are
- * opaque text to it. Nobody but SQLite opens the database file while a store is open: closing another descriptor of it
- * drops its locks. Runs on: the loop thread, except `wake`, which is called on the writer thread, and no more once
- * store_close returns. */
+ * Transactions are applied in the order they were committed, each wholly or not at all; a tx that fails alone (a constraint)
+ * fails alone, an I/O error fails the group.  daemon/store is the only user of sqlite3.h.  Documents are opaque text to it.
+ * Nobody but SQLite opens the database file while a store is open: closing another descriptor of it drops its locks.
+ * Runs on: the loop thread, except `wake`, which is called on the writer thread, and no more once store_close returns. */
 #ifndef STORE_STORE_H
 #define STORE_STORE_H
 
@@ -28,13 +27,13 @@ struct store_tx;
 int store_open(const char *dir, void (*wake)(void *arg), void *arg, struct store **ret, struct error *err);
 /* Writes what is queued, stops the thread, closes.  Transactions' done callbacks not yet dispatched are dropped. */
 void store_close(struct store *store);
-/* Waits until all that is queued is written or read and tells it, and so on with what its callbacks queue.  Blocking:
- * only when the loop no longer runs. */
+/* Waits until all that is queued is written or read and tells it, and so on with what its callbacks queue.  Blocking: only when
+ * the loop no longer runs. */
 void store_drain(struct store *store);
 /* Calls the done callbacks of finished transactions and reads, in order.  For the loop, after wake. */
 void store_dispatch(struct store *store);
-/* vmmd --check: integrity_check, foreign keys, schema version, every document parses, counts.  Prints findings by
- * `say`; -1 if anything is wrong.  Opens the database read-only; blocking. */
+/* vmmd --check: integrity_check, foreign keys, schema version, every document parses, counts.  Prints findings by `say`;
+ * -1 if anything is wrong.  Opens the database read-only; blocking. */
 int store_check(const char *dir, void (*say)(void *arg, const char *line), void *arg, struct error *err);
 
 /* Blocking loads, before the loop runs; in the order of ids.  A callback's -1 (with err set) ends the load. */
@@ -61,8 +60,8 @@ int store_load_keys(struct store *store, int (*fn)(void *arg, const struct store
 /* The newest and oldest event ids (0: none; newest never goes back, also when old events were pruned). */
 int store_event_range(struct store *store, int64_t *ret_oldest, int64_t *ret_newest, struct error *err);
 
-/* A transaction under construction.  The adders copy what they are given; NULL tx is ignored; when memory is short the
- * tx is marked and store_commit reports it.  store_commit owns the tx; store_tx_free drops one that is not wanted. */
+/* A transaction under construction.  The adders copy what they are given; NULL tx is ignored; when memory is short the tx
+ * is marked and store_commit reports it.  store_commit owns the tx; store_tx_free drops one that is not wanted. */
 struct store_tx *store_tx_new(struct store *store);
 void store_tx_free(struct store_tx *tx);
 void store_put_vm(struct store_tx *tx,
@@ -73,17 +72,16 @@ void store_put_event(struct store_tx *tx, int64_t id, int64_t at, const char *ty
 void store_put_port(struct store_tx *tx, bool udp, const char *host_ip, uint16_t port,
                     const char *vm_id); /* unique; the VM is stored, by this tx (in any order) or before */
 void store_drop_ports(struct store_tx *tx, const char *vm_id);
-/* Forgets operations and keys finished before, tombstones destroyed before, and all but the newest `keep_events`
- * events. */
+/* Forgets operations and keys finished before, tombstones destroyed before, and all but the newest `keep_events` events. */
 void store_prune(struct store_tx *tx, int64_t operations_before, int64_t keys_before, int64_t tombstones_before,
                  int64_t keep_events);
 /* Queues it.  `done` comes exactly once by store_dispatch: err unset when durable (ERR_IO, ERR_HOST_DISK_FULL, or
  * ERR_DAEMON_INTERNAL for a broken constraint).  done may be NULL. */
 void store_commit(struct store *store, struct store_tx *tx, void (*done)(void *arg, struct error *err), void *arg);
 
-/* Reads on the writer thread, after all that was committed before.  `row` is called on the loop for each row, then
- * `done` exactly once; strings are valid during the call, and NULL where NULL was stored.  store_read_cancel silences
- * one. NULL is returned when memory is short: then nothing is called.  An answer beyond 64 MiB fails. */
+/* Reads on the writer thread, after all that was committed before.  `row` is called on the loop for each row, then `done`
+ * exactly once; strings are valid during the call, and NULL where NULL was stored.  store_read_cancel silences one.
+ * NULL is returned when memory is short: then nothing is called.  An answer beyond 64 MiB fails. */
 struct store_read;
 struct store_read *store_read_operation(struct store *store, const char *id,
                                         void (*done)(void *arg, const struct store_operation_row *row,
@@ -97,8 +95,7 @@ struct store_event_row {
     int64_t id, at;
     const char *type, *vm_id, *doc;
 };
-/* Oldest first, ids above `since`; vm_id and the type glob (GLOB of SQLite) filter where not NULL. `newest_first` for
- * histories. */
+/* Oldest first, ids above `since`; vm_id and the type glob (GLOB of SQLite) filter where not NULL. `newest_first` for histories. */
 struct store_read *store_read_events(struct store *store, int64_t since, const char *vm_id, const char *type_glob,
                                      bool newest_first, unsigned limit,
                                      void (*row)(void *arg, const struct store_event_row *row),

@@ -758,8 +758,7 @@ static void patch_beside_destroy(void **state)
     row_is(b, "SELECT count(*) FROM vms WHERE destroyed_at = 0", NULL, "0");
 }
 
-/* An announcement that takes its time holds the next operation back, and outlives its VM; a stop leaves nothing of it.
- */
+/* An announcement that takes its time holds the next operation back, and outlives its VM; a stop leaves nothing of it. */
 static void slow_announcements(void **state)
 {
     struct core_bed *b = *state;

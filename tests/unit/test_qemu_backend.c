@@ -1,6 +1,5 @@
-/* test_qemu_backend.c - the QEMU backend on a real QEMU: its firmware finds nothing to boot on a tiny raw disk, which
- * is guest enough to start, suspend, resume, reset, kill and adopt.  Every test leaves no process and no file behind.
- */
+/* test_qemu_backend.c - the QEMU backend on a real QEMU: its firmware finds nothing to boot on a tiny raw disk, which is
+ * guest enough to start, suspend, resume, reset, kill and adopt.  Every test leaves no process and no file behind. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>

@@ -2,8 +2,8 @@
  *
  * Happy path: the parts below add their options in a fixed order, each option's name and value as separate elements.
  * Every disk node has a name, every device an id and (on q35) a PCI address, the RAM is a named object and the machine
- * type is versioned: what a later freeze of the VM needs.  Formats are always given, a base never has an implied
- * backing file, so QEMU probes nothing that a guest could have written.
+ * type is versioned: what a later freeze of the VM needs.  Formats are always given, a base never has an implied backing
+ * file, so QEMU probes nothing that a guest could have written.
  *
  * Failures are memory and paths that are not UTF-8 (JSON cannot carry them): the vector is marked failed once and
  * qemu_argv_build reports it at the end.  Values from the user never start with '-': paths are absolute, a kernel
@@ -19,8 +19,8 @@
 
 enum { ARGS_MAX = 160, VALUE_MAX = 1 << 20 };
 
-/* Where things sit: the slot on q35's PCI bus, the bus on microvm.  They never change: a frozen VM finds its devices
- * where they were.  microvm's guests number devices from the highest of its 24 buses down; bus 0 gets no interrupts. */
+/* Where things sit: the slot on q35's PCI bus, the bus on microvm.  They never change: a frozen VM finds its devices where
+ * they were.  microvm's guests number devices from the highest of its 24 buses down; bus 0 gets no interrupts. */
 struct place {
     const char *slot;
     const char *bus;

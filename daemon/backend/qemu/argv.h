@@ -49,8 +49,8 @@ struct qemu_plan {
 /* The id of the agent's port, as QEMU's VSERPORT_CHANGE names it. */
 #define QEMU_AGENT_PORT_ID "agentport"
 
-/* Writes the plan as a NULL-terminated vector; free it with qemu_argv_free.  ERR_DAEMON_INTERNAL when memory is short
- * or a path is not UTF-8. */
+/* Writes the plan as a NULL-terminated vector; free it with qemu_argv_free.  ERR_DAEMON_INTERNAL when memory is short or
+ * a path is not UTF-8. */
 int qemu_argv_build(const struct qemu_plan *plan, char ***ret, struct error *err);
 void qemu_argv_free(char **argv);
 

@@ -1,5 +1,5 @@
-/* backend.c - the vtable: construction, check, attach and detach, and what needs no VM.  The verbs are in the files
- * that internal.h names. */
+/* backend.c - the vtable: construction, check, attach and detach, and what needs no VM.  The verbs are in the files that
+ * internal.h names. */
 #include <stdio.h>
 #include <string.h>
 

@@ -105,8 +105,7 @@ struct backend_vm {
     struct timer *timer; /* monitor.c: reconnect and heartbeat; the end of a guest that has ended */
     bool mute;           /* told: unresponsive */
     bool reconnecting;
-    bool awaiting_end;  /* the monitor was lost: the call waits for the process's end, failure is what it is without one
-                         */
+    bool awaiting_end;  /* the monitor was lost: the call waits for the process's end, or fails with failure */
     int64_t reset_at;   /* loop time of the last RESET; 0: none */
     const char *wanted; /* the state a cont or stop is to reach */
     bool pressed_agent;
@@ -224,9 +223,8 @@ int monitor_ask_aside(struct backend_vm *bvm, const char *command,
 void monitor_take_status(struct backend_vm *bvm, const char *status);
 /* Notes the guest's end and has QEMU end: quit, and SIGKILL after a while. */
 void monitor_guest_ended(struct backend_vm *bvm, enum guest_end end);
-/* The monitor is lost in the middle of a call: most often QEMU is ending, and its last words say more than the loss.
- * Holds the call for that end, and fails it with a copy of err when none comes.  False: there is nothing to wait for.
- */
+/* The monitor is lost in the middle of a call: most often QEMU is ending, and its last words say more than the loss.  Holds
+ * the call for that end, and fails it with a copy of err when none comes.  False: there is nothing to wait for. */
 bool monitor_await_end(struct backend_vm *bvm, const struct error *err);
 /* Tells of muteness, and asks from time to time until it ends. */
 void monitor_set_mute(struct backend_vm *bvm, bool mute);

@@ -1,10 +1,10 @@
 /* monitor.c - the conversation with one QEMU: commands, events, the loss of the connection, muteness.
  *
  * Happy path: connected once, commands answered, events turned into those of backend.h.
- * Failures: a lost connection of a live process is made again, and the state asked for anew, since events in between
- * are lost.  A command that is not answered in time, or a connection that cannot be made, means mute: told once, then
- * asked again and again until there is an answer.  A guest that powered off or panicked left QEMU paused: it is asked
- * to quit, and killed if it does not; the end of the process is what core hears. */
+ * Failures: a lost connection of a live process is made again, and the state asked for anew, since events in between are
+ * lost.  A command that is not answered in time, or a connection that cannot be made, means mute: told once, then asked
+ * again and again until there is an answer.  A guest that powered off or panicked left QEMU paused: it is asked to quit,
+ * and killed if it does not; the end of the process is what core hears. */
 #include <signal.h>
 #include <string.h>
 

@@ -4,9 +4,9 @@
  *                          └─no─► start with TCG ─► start with KVM ─► remember ─┘
  *
  * A start is QEMU with its monitor on stdin and stdout, fed a few commands and `quit`: /dev/kvm existing says nothing,
- * some machines have it and QEMU aborts when it makes a vCPU, so KVM is tried with -cpu host up to the answers.  KVM
- * also wants the processor's own virtualisation: there are kernels whose KVM emulates what the processor lacks, and a
- * Linux guest does not get through its decompression there in the time TCG needs to boot it.
+ * some machines have it and QEMU aborts when it makes a vCPU, so KVM is tried with -cpu host up to the answers.  KVM also
+ * wants the processor's own virtualisation: there are kernels whose KVM emulates what the processor lacks, and a Linux
+ * guest does not get through its decompression there in the time TCG needs to boot it.
  *
  * Failures are findings, kept as reasons.  What was found is kept by binary, its time and size, and boot. */
 #include "backend/qemu/probe.h"

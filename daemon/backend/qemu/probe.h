@@ -1,5 +1,4 @@
-/* probe.h - what QEMU and the host can do, found out by trying.  Loop thread; a few small files are read and written.
- */
+/* probe.h - what QEMU and the host can do, found out by trying.  Loop thread; a few small files are read and written. */
 #ifndef BACKEND_QEMU_PROBE_H
 #define BACKEND_QEMU_PROBE_H
 

@@ -4,8 +4,7 @@
  *                    └─► pool: last words, remove sockets ──┴─► tell: the kill that asked, the call that failed, core
  *
  * The end is told once, after everything of the process is gone.  During a start there is no event: the step under way
- * fails with QEMU's last words, or the next one does.  Sockets are removed only here, when the process is proven dead.
- */
+ * fails with QEMU's last words, or the next one does.  Sockets are removed only here, when the process is proven dead. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>

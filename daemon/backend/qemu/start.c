@@ -3,8 +3,8 @@
  *     prepare: base image inspected again ─► pool: old process dead? directory, ports, tap, disk size ─► disk grown
  *     spawn:   plan ─► argv ─► QEMU, paused, detached, its stderr appended to vmm.log
  *
- * The base is inspected at every start: it is a file of somebody else, and QEMU would follow what a changed header
- * names. Failures: prepare removes what it made; a QEMU that ends early is process.c's. */
+ * The base is inspected at every start: it is a file of somebody else, and QEMU would follow what a changed header names.
+ * Failures: prepare removes what it made; a QEMU that ends early is process.c's. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>

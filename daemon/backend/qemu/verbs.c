@@ -1,7 +1,7 @@
 /* verbs.c - the verbs that talk to the monitor: greet and verify of a start, press, reset, suspend, resume.
  *
- * Happy path: one or two commands, and the state that QEMU then says it is in.  Failures: QEMU's own error, no answer
- * in time, or the process ending in the middle (process.c fails the call then). */
+ * Happy path: one or two commands, and the state that QEMU then says it is in.  Failures: QEMU's own error, no answer in
+ * time, or the process ending in the middle (process.c fails the call then). */
 #include <string.h>
 
 #include "backend/qemu/internal.h"

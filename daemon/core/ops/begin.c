@@ -1,0 +1,176 @@
+/* begin.c - how an operation begins: the VM is held, or queued for; the intent is written; then the table is walked.
+ *
+ * Failure modes: the VM is busy: 409, but kill and destroy cancel the holder and queue behind it; too much is under
+ * way, or memory is short: 503; the disk refuses the intent: refused, and nothing has happened. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "core/ops/frame.h"
+
+static void intent_durable(void *arg, struct error *err)
+{
+    struct vm_op *vo = arg;
+    struct live_vm *vm = vo->vm;
+
+    if (!error_is_set(err)) {
+        operation_accepted(vo->res);
+        if (vm->op == vo && !vo->parked)
+            vm_op_walk(vo);
+        return;
+    }
+    operation_refused(vo->res, err);
+    if (vo->key != NULL)
+        keys_remove(vo->core, vo->key);
+    if (vm->vm.has_operation && uuid_equal(&vm->vm.operation, &vo->res->uuid))
+        vm->vm.has_operation = false;
+    if (vo->plan->verb == VM_CREATE) {
+        alloc_release(vm);
+        registry_remove(vm);
+    }
+    if (vm->op != vo) {
+        for (struct vm_op **p = &vm->op_next; *p != NULL; p = &(*p)->next)
+            if (*p == vo) {
+                *p = vo->next;
+                break;
+            }
+    }
+    vm_op_let_go(vo);
+    vm_op_begin_next(vm);
+    vm_op_free(vo);
+}
+
+static struct vm_op *vm_op_new(struct live_vm *vm, const struct vm_plan *plan, const struct core_request *req,
+                               const struct core_verb_args *args, struct error *err)
+{
+    struct vm_op *vo = mem_zalloc(sizeof(*vo));
+    struct operation *res = vo != NULL ? operation_new(vm->core, plan->kind, vm, req, err) : NULL;
+
+    if (res == NULL) {
+        mem_free(vo);
+        error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+        return NULL;
+    }
+    *vo = (struct vm_op){.core = vm->core, .vm = core_vm_ref(vm), .res = res, .plan = plan, .timeout_s = -1};
+    vo->all_next = vm->core->vm_ops;
+    vo->all_at = &vm->core->vm_ops;
+    if (vo->all_next != NULL)
+        vo->all_next->all_at = &vo->all_next;
+    vm->core->vm_ops = vo;
+    vo->deadline_ms = plan->deadline_ms;
+    if (req != NULL && req->peer != NULL) {
+        vo->peer_known = true;
+        vo->peer = *req->peer;
+    }
+    if (args != NULL)
+        vo->timeout_s = args->timeout_s;
+    if (plan->verb == VM_STOP || plan->verb == VM_RESTART) /* the guest's time, and ours */
+        vo->deadline_ms += (vo->timeout_s >= 0 ? vo->timeout_s : STOP_TIMEOUT_S) * 1000;
+    res->deadline = res->created_at + vo->deadline_ms;
+    vm_op_build_steps(vo);
+    if (req != NULL && req->idempotency_key != NULL) {
+        vo->key = mem_strdup(req->idempotency_key);
+        vo->fingerprint = mem_strdup(req->fingerprint);
+        if (vo->key == NULL || vo->fingerprint == NULL ||
+            keys_add(vm->core, vo->key, vo->fingerprint, res->id, res->created_at) < 0) {
+            vm_op_free(vo);
+            error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+            return NULL;
+        }
+    }
+    return vo;
+}
+
+static bool let_go_soon(const struct live_vm *vm)
+{
+    return vm->op == NULL || vm->op->persisted;
+}
+
+static void write_intent(struct vm_op *vo, struct change *ch)
+{
+    struct live_vm *vm = vo->vm;
+
+    if (vm->op == vo || (let_go_soon(vm) && vm->op_next == vo)) {
+        vm->vm.has_operation = true;
+        vm->vm.operation = vo->res->uuid;
+        change_vm(ch, vm, false);
+    }
+    if (vo->plan->verb == VM_CREATE) {
+        change_ports(ch, vm, false);
+        change_event(ch, "vm.created", vm, vo->res, NULL, json_pack("{s:s}", "backend", vm->vm.backend));
+    }
+    change_operation(ch, vo->res);
+    if (vo->key != NULL)
+        change_key(ch, vo->key, vo->fingerprint, vo->res->id, vo->res->created_at);
+    change_event(ch, "operation.started", vm, vo->res, NULL, json_pack("{s:s}", "kind", vo->res->kind));
+    LOG_INFO("operation started", "operation", vo->res->id, "kind", vo->res->kind, "vm", vm->vm.name, "request_id",
+             vo->res->request_id);
+    change_commit(ch, intent_durable, vo);
+}
+
+static int busy_error(const struct live_vm *vm, struct error *err)
+{
+    const struct operation *holder = vm->op->persisted ? vm->op_next->res : vm->op->res;
+
+    error_set(err, ERR_VM_BUSY, "VM %s is held by operation %s (%s, %s)", vm->vm.name, holder->id, holder->kind,
+              holder->step_begun ? holder->steps[holder->step].name : "beginning");
+    error_help(err, "wait for it with `vmctl ops show %s`, or cancel it with `vmctl ops cancel %s`", holder->id,
+               holder->id);
+    error_ctx_str(err, "vm", vm->vm.name);
+    error_ctx_str(err, "operation", holder->id);
+    error_ctx_str(err, "kind", holder->kind);
+    return -1;
+}
+
+/* Not even by one that has only its announcement before it: one call at a time is under way at the backend. */
+static bool free_now(const struct live_vm *vm)
+{
+    return vm->op == NULL && vm->op_next == NULL;
+}
+
+static void enqueue(struct vm_op *vo)
+{
+    struct live_vm *vm = vo->vm;
+    struct vm_op **end = &vm->op_next;
+
+    while (*end != NULL)
+        end = &(*end)->next;
+    *end = vo;
+    if (let_go_soon(vm) ||
+        vm->op->plan == vo->plan) /* a second kill or destroy waits for the first: they ask for the same */
+        return;
+    CLEANUP_ERROR struct error reason = ERROR_INIT;
+    error_set(&reason, ERR_OPERATION_CANCELLED, "%s of VM %s was cancelled: %s was asked for", vm->op->plan->kind,
+              vm->vm.name, vo->plan->kind);
+    vm_op_cancel(vm->op, &reason);
+}
+
+int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct core_request *req,
+                const struct core_verb_args *args, bool queue, struct operation **ret, struct error *err)
+{
+    if ((!let_go_soon(vm) || vm->op_next != NULL) && !queue)
+        return busy_error(vm, err);
+    if (vm->core->n_running >= vm->core->config.max_operations) {
+        error_set(err, ERR_DAEMON_OVERLOADED, "%u operations are under way, the limit", vm->core->n_running);
+        return -1;
+    }
+    struct change *ch = change_new(vm->core); /* with it, a refusal comes on a later turn */
+    struct vm_op *vo = ch != NULL ? vm_op_new(vm, plan, req, args, err) : NULL;
+    if (vo == NULL) {
+        change_drop(ch);
+        error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+        return -1;
+    }
+    vm->core->n_running++;
+    if (free_now(vm)) {
+        vo->res->state = OPERATION_RUNNING;
+        vm->op = vo;
+    } else {
+        enqueue(vo);
+    }
+    *ret = vo->res;
+    write_intent(vo, ch);
+    return 0;
+}
