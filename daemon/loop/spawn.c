@@ -17,6 +17,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -130,13 +131,15 @@ static _Noreturn void give_up(const struct plan *plan)
 
 static void reset_signals(void)
 {
+    static const unsigned long kernel_default[8]; /* the kernel's struct: a handler of 0 is SIG_DFL */
     struct sigaction dfl;
     sigset_t none;
 
     memset(&dfl, 0, sizeof(dfl));
     dfl.sa_handler = SIG_DFL;
     for (int i = 1; i < NSIG; i++)
-        sigaction(i, &dfl, NULL); /* those that cannot be set are at their default */
+        if (sigaction(i, &dfl, NULL) < 0) /* libc keeps two for itself, which somebody before us may have had ignored */
+            syscall(SYS_rt_sigaction, i, kernel_default, NULL, sizeof(unsigned long));
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
