@@ -10,7 +10,7 @@
 #include "base/str.h"
 #include "core/internal.h"
 
-enum { BATCH = 500 };
+enum { PRUNE_SLACK = 100, BATCH = 500 };
 
 struct event_sub {
     struct event_sub *next;
@@ -120,6 +120,8 @@ void events_publish(struct core *core, int64_t id, const char *type, const char 
 {
     (void)vm_name;
     core->event_newest = id;
+    if (id - core->event_oldest > core->config.events_keep + core->config.events_keep / 10 + PRUNE_SLACK)
+        core_prune(core);
     if (core->event_oldest == 0)
         core->event_oldest = id;
     for (struct event_sub *sub = core->subs, *next; sub != NULL; sub = next) {

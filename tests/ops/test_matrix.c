@@ -67,6 +67,11 @@ static unsigned commit_of(const struct vm_plan *plan)
     return 0;
 }
 
+static bool cancellable(const struct vm_plan *plan, unsigned k)
+{
+    return k < commit_of(plan) && !plan->steps[k].no_cancel;
+}
+
 static bool up(enum vm_state state)
 {
     return state == VM_RUNNING || state == VM_SUSPENDED;
@@ -139,7 +144,7 @@ static enum error_code want_code(const struct cell *c)
     case FAULT_FAIL:
         return ERR_HOST_DISK_FULL; /* by noop.fail_code */
     case FAULT_CANCEL:
-        return c->k < commit ? ERR_OPERATION_CANCELLED : ERR_NONE;
+        return cancellable(c->s->plan, c->k) ? ERR_OPERATION_CANCELLED : ERR_NONE;
     case FAULT_DEADLINE:
         return ERR_OPERATION_DEADLINE_EXCEEDED;
     case FAULT_DEATH:
@@ -246,7 +251,7 @@ static void labels_of(const struct cell *c, char *out, size_t size)
         snprintf(out, size, "{\"noop.fail\":\"%s:%s\",\"noop.fail_code\":\"host::disk_full\"}", kind, step);
         break;
     case FAULT_CANCEL:
-        snprintf(out, size, "{\"noop.delay_ms.%s:%s\":\"%u\"}", kind, step, c->k < commit_of(c->s->plan) ? 60000 : 60);
+        snprintf(out, size, "{\"noop.delay_ms.%s:%s\":\"%u\"}", kind, step, cancellable(c->s->plan, c->k) ? 60000 : 60);
         break;
     case FAULT_DEADLINE:
         snprintf(out, size, "{\"noop.delay_ms.%s:%s\":\"60000\",\"test.timeout_ms.%s\":\"15\"}", kind, step, step);
@@ -360,11 +365,11 @@ static bool let_go(void *arg)
 static void cancel_at(struct cell *c)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
-    unsigned commit = commit_of(c->s->plan);
+    bool allowed = cancellable(c->s->plan, c->k);
 
     assert_true(core_bed_poll(c->b, at_step, c));
     int rc = core_operation_cancel(c->b->core, c->op, "test", &err);
-    assert_int_equal(rc, c->k < commit ? 0 : -1);
+    assert_int_equal(rc, allowed ? 0 : -1);
     if (rc < 0)
         assert_int_equal(err.code, ERR_OPERATION_NOT_CANCELLABLE);
 }

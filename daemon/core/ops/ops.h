@@ -19,6 +19,7 @@ struct vm_step {
     int (*undo)(struct vm_op *vo, struct error *err);
     int64_t timeout_ms;
     bool commit;
+    bool no_cancel;                       /* half of it would be worse than all */
     bool (*skip)(const struct vm_op *vo); /* there is nothing left to do; NULL: never */
 };
 

@@ -19,7 +19,7 @@ static int destroy_persist(struct vm_op *vo, struct error *err)
 
 static const struct vm_step destroy_steps[] = {
     {"kill", step_kill, .timeout_ms = 20000},
-    {"remove", destroy_remove, .timeout_ms = 120000},
+    {"remove", destroy_remove, .timeout_ms = 120000, .no_cancel = true},
     END_STEPS(destroy_persist),
 };
 

@@ -174,7 +174,7 @@ static void step_changed(struct op *op, unsigned index, enum op_step_state state
     s->ms = clock_mono_ms() - s->started_ms;
     vo->res->step = index;
     vo->res->step_begun = true;
-    vo->res->cancellable = op_cancellable(op);
+    vo->res->cancellable = op_cancellable(op) && !vo->plan->steps[index].no_cancel;
     vo->res->dirty = true;
     LOG_DEBUG("step", "operation", vo->res->id, "kind", vo->res->kind, "vm", vo->res->vm_name, "step", s->name, "state",
               operation_step_text(s), "error", err != NULL && error_is_set(err) ? err->message : NULL);
@@ -347,7 +347,7 @@ void vm_op_build_steps(struct vm_op *vo)
 int vm_op_cancel(struct vm_op *vo, struct error *reason)
 {
     if (vo->op != NULL)
-        return op_cancel(vo->op, reason);
+        return vo->res->step_begun && vo->plan->steps[vo->res->step].no_cancel ? -1 : op_cancel(vo->op, reason);
     if (vo->ran)
         return -1;
     if (!error_is_set(&vo->cancelled))
