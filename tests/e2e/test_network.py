@@ -1,279 +1,151 @@
-"""A VM's way to the network: none, QEMU's own with forwards, and a tap device on a bridge of the host."""
-import contextlib
-import ctypes
-import json
+"""The guest's network: forwards and who holds their ports, a tap device on a bridge, none."""
 import os
-import secrets
+import re
 import socket
 import subprocess
 
 import pytest
 
-from e2e import guest
 from e2e.guest import PATIENCE, booted, deaf, destroy, direct, do, in_guest, make
 from lib.vmmd import Daemon, free_port
-from lib.vms import create_body, eventually, get_vm
-
-NICS = "for n in /sys/class/net/*; do [ -e $n/device ] && echo ${n##*/}; done; true"
-CLONE_NEWNET = 0x40000000
+from lib.vms import create_body, get_vm
 
 
-def forward(guest_port, host_port=0, **more):
-    return {"host_port": host_port, "guest_port": guest_port, **more}
+def forward(port, guest_port=22):
+    return {"type": "user", "forwards": [{"proto": "tcp", "host_port": port, "guest_port": guest_port}]}
 
 
-def user(*forwards):
-    return {"type": "user", "forwards": list(forwards)}
-
-
-def host_port(api, guest_port, name="web"):
-    return next(f["host_port"] for f in get_vm(api, name)["spec"]["network"]["forwards"] if f["guest_port"] == guest_port)
-
-
-def read_tcp(port, send=b""):
-    """What the other side says up to its end; None when it does not."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
-            sock.sendall(send)
-            data = b""
-            while piece := sock.recv(4096):
-                data += piece
-            return data
-    except OSError:
-        return None
-
-
-# ---- none ----
-
-@pytest.mark.parametrize("machine", ["q35", "microvm"])
-def test_network_none_is_no_nic(api, machine):
-    vm = booted(api, **direct(machine))
-    assert in_guest(api, NICS) == ""
-    assert vm["runtime"]["mac_addr"] is None and vm["runtime"]["ssh_host_port"] is None
-
-
-# ---- user ----
-
-@pytest.mark.parametrize("machine", ["q35", "microvm"])
-def test_forwards_reach_the_guest(api, machine):
-    vm = booted(api, **direct(machine, network=user(forward(80), forward(7, proto="udp"))))
-    nic = in_guest(api, NICS)
-    assert nic and "\n" not in nic
-    assert in_guest(api, f"cat /sys/class/net/{nic}/address") == vm["runtime"]["mac_addr"]
-    assert "10.0.2.15/24" in in_guest(api, f"ip -4 addr show {nic}")
-
-    in_guest(api, "mkdir -p /tmp/www; echo hello from $(hostname) >/tmp/www/index.html; httpd -p 80 -h /tmp/www")
-    tcp, ssh = host_port(api, 80), vm["runtime"]["ssh_host_port"]
-    assert tcp != ssh and min(tcp, ssh) >= 1024
-    page = eventually(lambda: read_tcp(tcp, b"GET / HTTP/1.0\r\n\r\n"), lambda data: data and b"hello" in data, PATIENCE)
-    assert b"hello from vmmd-guest" in page
-    # The forward for SSH is there unasked.
-    with socket.create_connection(("127.0.0.1", ssh), timeout=PATIENCE) as sock:
-        assert sock.recv(8) == b"SSH-2.0-"
-
-    # Nothing there serves UDP, but the guest counts what comes for nobody.
-    count = "awk '/^Udp:/ {n = $3} END {print n}' /proc/net/snmp"
-    before = int(in_guest(api, count))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        for _ in range(20):
-            with contextlib.suppress(OSError):  # the guest's refusal of the one before
-                sock.sendto(b"is anybody there", ("127.0.0.1", host_port(api, 7)))
-    eventually(lambda: int(in_guest(api, count)), lambda n: n >= before + 10, 20)
-
-
-def listens_on(port):
-    """The local addresses of the listeners on this port, as the kernel writes them."""
-    found = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        with open(table, encoding="ascii") as file:
-            for line in list(file)[1:]:
-                address, number = line.split()[1].split(":")
-                if int(number, 16) == port and line.split()[3] == "0A":
-                    found.add(address)
-    return found
-
-
-def test_forwards_are_for_this_host_alone(api):
-    make(api, start=True, **deaf(network=user(forward(80))))
-    vm = get_vm(api)
-    for port in (host_port(api, 80), vm["runtime"]["ssh_host_port"]):
-        assert listens_on(port) == {"0100007F"}
-    do(api, "kill")
-    assert listens_on(host_port(api, 80)) == set()
-
-
-def test_vm_keeps_its_ports_and_address(vmmd, api):
-    make(api, start=True, **deaf(network=user(forward(80))))
-    before = get_vm(api)
-    do(api, "kill")
-    vmmd.restart()
-    do(api, "start")
-    after = get_vm(api)
-    assert after["spec"]["network"] == before["spec"]["network"]
-    for what in ("ssh_host_port", "mac_addr"):
-        assert after["runtime"][what] == before["runtime"][what] is not None
-
-
-@pytest.mark.parametrize("proto", ["tcp", "udp"])
-def test_port_held_by_a_stranger_is_refused_at_create(vmmd, api, proto):
-    kind = socket.SOCK_STREAM if proto == "tcp" else socket.SOCK_DGRAM
-    with socket.socket(socket.AF_INET, kind) as stranger:
-        stranger.bind(("127.0.0.1", 0))
-        if proto == "tcp":
-            stranger.listen()
-        port = stranger.getsockname()[1]
-        body = create_body("web", "qemu", **direct(network=user(forward(80, port, proto=proto))))
-        answer = api.post("/v1/vms", body, prefer_wait=PATIENCE)
-        assert (answer.status, answer.code) == (409, "network::port_in_use"), answer
-        assert answer.context["port"] == port and answer.context["proto"] == proto
-        assert "another process" in answer.context["holder"] and str(port) in answer.json["detail"]
-        assert api.get("/v1/vms/web").status == 404 and guest.vm_files(vmmd) == []
-    answer = api.post("/v1/vms", body, prefer_wait=PATIENCE)
-    assert answer.status == 200, answer
-
-
-def test_port_held_by_another_vm_names_it(api):
+def test_forward_leads_to_the_guest(api):
     port = free_port()
-    make(api, "one", **direct(network=user(forward(80, port))))
-    body = create_body("two", "qemu", **direct(network=user(forward(81, port))))
-    answer = api.post("/v1/vms", body, prefer_wait=PATIENCE)
+    booted(api, **direct(network=forward(port), cloud_init={"hostname": "web"}))
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as sock:
+        assert sock.recv(64).startswith(b"SSH-2.0-")
+
+
+def test_port_held_by_a_stranger_is_refused_at_create(api):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        answer = api.post("/v1/vms", create_body("web", "qemu", **direct(network=forward(port))), prefer_wait=PATIENCE)
     assert (answer.status, answer.code) == (409, "network::port_in_use"), answer
-    assert answer.context["holder"] == "one" and "VM one" in answer.json["detail"]
-    # Until it is gone.
-    destroy(api, "one")
-    assert api.post("/v1/vms", body, prefer_wait=PATIENCE).status == 200
+    assert answer.context["port"] == port and answer.context["holder"]
+    assert api.get("/v1/vms").json["items"] == []
 
 
-def test_port_taken_between_create_and_start(vmmd, api):
+def test_port_taken_by_a_stranger_meanwhile_is_refused_at_start(api):
     port = free_port()
-    make(api, **deaf(network=user(forward(80, port))))
-    with socket.socket() as stranger:
-        stranger.bind(("127.0.0.1", port))
-        stranger.listen()
+    make(api, **deaf(network=forward(port)))
+    with socket.create_server(("127.0.0.1", port)):
         answer = do(api, "start", expect=409)
         assert answer.code == "network::port_in_use" and answer.context["port"] == port
-        assert get_vm(api)["state"] == "prepared" and vmmd.leftovers() == []
+        assert f"pid {os.getpid()}" in answer.context["holder"]
+        assert get_vm(api)["state"] == "prepared"
     do(api, "start")
-    assert listens_on(port) == {"0100007F"}
 
 
-# ---- tap ----
-
-@contextlib.contextmanager
-def entered(namespace):
-    """This thread, and what it starts, lives in the network namespace meanwhile."""
-    setns = ctypes.CDLL(None, use_errno=True).setns
-    with open("/proc/thread-self/ns/net", "rb") as home, open(f"/run/netns/{namespace}", "rb") as there:
-        assert setns(there.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-        try:
-            yield
-        finally:
-            assert setns(home.fileno(), CLONE_NEWNET) == 0
+def test_port_of_another_vm_is_refused_and_its_holder_named(api):
+    port = free_port()
+    make(api, "first", **deaf(network=forward(port)))
+    answer = api.post("/v1/vms", create_body("second", "qemu", **deaf(network=forward(port))), prefer_wait=PATIENCE)
+    assert (answer.status, answer.code) == (409, "network::port_in_use"), answer
+    assert answer.context["holder"] == "first"
+    destroy(api, "first")
+    make(api, "second", start=True, **deaf(network=forward(port)))
 
 
-def links(namespace):
-    """name -> what `ip` says of it"""
-    done = subprocess.run(["ip", "-n", namespace, "-j", "-d", "link"], check=True, stdout=subprocess.PIPE)
-    return {link["ifname"]: link for link in json.loads(done.stdout)}
+def test_port_0_is_chosen(api):
+    vm = make(api, start=True, **deaf(network=forward(0)))
+    assert vm["spec"]["network"]["forwards"][0]["host_port"] > 1023
 
 
-def taps(namespace):
-    return {name: link for name, link in links(namespace).items() if link.get("linkinfo", {}).get("info_kind") == "tun"}
+def test_network_none_has_no_card(api):
+    booted(api, **direct())
+    assert in_guest(api, "ls /sys/class/net") == "lo"
+    assert get_vm(api)["runtime"]["ssh_host_port"] is None
+
+
+def test_bridge_that_does_not_exist(api):
+    answer = api.post("/v1/vms", create_body("web", "qemu", **direct(network={"type": "tap", "bridge": "no-such-br"})))
+    assert (answer.status, answer.code) == (422, "network::bridge_not_found"), answer
+    assert api.get("/v1/vms").json["items"] == []
+
+
+def test_interface_that_is_no_bridge(api):
+    answer = api.post("/v1/vms", create_body("web", "qemu", **direct(network={"type": "tap", "bridge": "lo"})))
+    assert (answer.status, answer.code) == (422, "network::bridge_not_found"), answer
+
+
+class Namespaced(Daemon):
+    """A vmmd in a network namespace of its own, with a bridge br0."""
+
+    def argv(self):
+        return ["unshare", "--net", "sh", "-c",
+                'ip link add br0 type bridge && ip addr add 10.9.0.1/24 dev br0 && ip link set br0 up && ip link set lo up && exec "$@"',
+                "sh", *super().argv()]
+
+    def inside(self, *argv):
+        return subprocess.run(["nsenter", "--net", "--target", str(self.pid), *argv], check=True, capture_output=True,
+                              text=True, stdin=subprocess.DEVNULL, timeout=30).stdout
+
+    def taps(self):
+        return re.findall(r"^(vm[0-9a-f]{8})\b", self.inside("ip", "-br", "link", "show", "type", "tun"), re.M)
 
 
 @pytest.fixture
-def lan():
-    """A daemon in a network namespace of its own, with a bridge br0 that has the address 192.0.2.1: (daemon, namespace).
-    Its socket is on the file system, which is shared."""
+def bridged(daemons, monkeypatch):
+    """A daemon beside a bridge."""
     if os.geteuid() != 0:
-        pytest.skip("tap devices need root")
-    namespace = f"vmmd-{secrets.token_hex(4)}"
-    subprocess.run(["ip", "netns", "add", namespace], check=True)
-    try:
-        for command in ("link set lo up", "link add br0 type bridge", "addr add 192.0.2.1/24 dev br0", "link set br0 up"):
-            subprocess.run(["ip", "-n", namespace, *command.split()], check=True)
-        with Daemon(start=False) as daemon:
-            with entered(namespace):
-                daemon.start()
-            yield daemon, namespace
-            guest.tell(daemon)
-            guest.destroy_all(daemon)
-            assert taps(namespace) == {}
-    finally:
-        subprocess.run(["ip", "netns", "del", namespace], check=True)
+        pytest.skip("a network namespace needs root")
+    monkeypatch.setattr("e2e.conftest.Daemon", Namespaced)
+    return daemons()
 
 
-def tap(bridge="br0"):
-    return {"type": "tap", "bridge": bridge}
+TAP = {"type": "tap", "bridge": "br0"}
 
 
 @pytest.mark.parametrize("machine", ["q35", "microvm"])
-def test_tap_is_made_joined_and_removed(lan, machine):
-    daemon, namespace = lan
-    api = daemon.client()
-    make(api, start=True, **direct(machine, network=tap()))
-    (link,) = taps(namespace).values()
-    assert link["master"] == "br0" and "UP" in link["flags"] and link["linkinfo"]["info_data"]["type"] == "tap"
-    vm = guest.wait_ready(api)
-    assert vm["runtime"]["ssh_host_port"] is None
-    nic = in_guest(api, NICS)
-    assert in_guest(api, f"cat /sys/class/net/{nic}/address") == vm["runtime"]["mac_addr"]
-    # Frames go both ways: over the bridge to its own address and back.
-    in_guest(api, f"ip addr add 192.0.2.2/24 dev {nic}; ping -c 1 -W {PATIENCE} 192.0.2.1 >/dev/null")
-    do(api, "stop")
-    assert taps(namespace) == {}
-    do(api, "start")
-    assert set(taps(namespace)) == {link["ifname"]}
+def test_tap_joins_the_bridge_and_carries_packets(bridged, machine):
+    api = bridged.client()
+    booted(api, **direct(machine, network=TAP))
+    [tap] = bridged.taps()
+    assert "master br0" in bridged.inside("ip", "link", "show", tap)
+    assert in_guest(api, "cat /sys/class/net/eth0/carrier; cat /sys/class/net/eth0/address").split() == [
+        "1", get_vm(api)["runtime"]["mac_addr"]]
+    in_guest(api, "ip addr add 10.9.0.2/24 dev eth0; ping -c 1 -W 30 10.9.0.1 >/dev/null")
 
 
-def test_each_vm_has_its_tap_and_none_outlives_it(lan):
-    daemon, namespace = lan
-    api = daemon.client()
-    for name in ("one", "two"):
-        make(api, name, start=True, **deaf(network=tap()))
-    assert len(taps(namespace)) == 2 and {link["master"] for link in taps(namespace).values()} == {"br0"}
-    os.kill(get_vm(api, "one")["runtime"]["pid"], 9)
-    guest.wait_for(api, "one", "state:failed")
-    assert len(taps(namespace)) == 1
-    # It belongs to QEMU, not to the daemon.
-    daemon.kill9()
-    assert len(taps(namespace)) == 1
-    with entered(namespace):
-        daemon.start()
-    assert get_vm(api, "two")["state"] == "running"
-    destroy(api, "two")
-    assert taps(namespace) == {}
+@pytest.mark.parametrize("end", ["stop", "kill", "destroy"])
+def test_tap_is_removed_with_its_vm(bridged, end):
+    api = bridged.client()
+    make(api, start=True, **deaf(network=TAP))
+    assert len(bridged.taps()) == 1
+    if end == "destroy":
+        destroy(api)
+    else:
+        do(api, end, body={"timeout_s": 0} if end == "stop" else None)
+    assert bridged.taps() == []
 
 
-def test_bridge_that_is_missing(lan):
-    daemon, namespace = lan
-    api = daemon.client()
-    for bridge in ("br1", "lo"):  # lo is there, and no bridge
-        answer = api.post("/v1/vms", create_body("web", "qemu", **direct(network=tap(bridge))), prefer_wait=PATIENCE)
-        assert (answer.status, answer.code) == (422, "network::bridge_not_found"), answer
-        assert answer.context["bridge"] == bridge
-    assert api.get("/v1/vms/web").status == 404 and guest.vm_files(daemon) == []
+def test_tap_stays_while_vmmd_is_away(bridged):
+    api = bridged.client()
+    make(api, start=True, **deaf(network=TAP))
+    [tap] = bridged.taps()
+    pid = get_vm(api)["runtime"]["pid"]
+    # The next vmmd must come into the same namespace: QEMU's.
+    namespace = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
+    try:
+        bridged.kill9()
+        bridged.argv = lambda: ["nsenter", f"--net=/proc/{pid}/ns/net", *Daemon.argv(bridged)]
+        bridged.start()
+        assert bridged.taps() == [tap] and get_vm(api)["runtime"]["pid"] == pid
+        do(api, "kill")
+        assert bridged.taps() == []
+    finally:
+        os.close(namespace)
 
 
-def test_bridge_that_vanishes_between_create_and_start(lan):
-    daemon, namespace = lan
-    api = daemon.client()
-    make(api, **deaf(network=tap()))
-    subprocess.run(["ip", "-n", namespace, "link", "del", "br0"], check=True)
-    assert do(api, "start", expect=422).code == "network::bridge_not_found"
-    assert get_vm(api)["state"] == "prepared" and taps(namespace) == {} and daemon.leftovers() == []
-    subprocess.run(["ip", "-n", namespace, "link", "add", "br0", "type", "bridge"], check=True)
-    do(api, "start")
-    assert [link["master"] for link in taps(namespace).values()] == ["br0"]
-
-
-def test_tap_is_removed_when_qemu_does_not_start(lan, tmp_path):
-    daemon, namespace = lan
-    api = daemon.client()
-    kernel = tmp_path / "kernel"
-    kernel.write_bytes(b"")
-    spec = deaf(network=tap())
-    spec["boot"]["kernel"] = str(kernel)
-    make(api, **spec)
-    assert do(api, "start", expect=500).code == "qemu::spawn_failed"
-    assert taps(namespace) == {} and daemon.leftovers() == []
+def test_start_on_a_bridge_that_vanished(bridged):
+    api = bridged.client()
+    make(api, **deaf(network=TAP))
+    bridged.inside("ip", "link", "del", "br0")
+    answer = do(api, "start", expect=422)
+    assert answer.code == "network::bridge_not_found" and bridged.taps() == []
