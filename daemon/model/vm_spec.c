@@ -303,6 +303,13 @@ static int parse_hardware(const struct fields *f, struct vm_spec *s)
     return 0;
 }
 
+static bool base64_valid(const char *s)
+{
+    size_t len = strlen(s), n = strspn(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/");
+
+    return len % 4 == 0 && len - n <= 2 && strspn(s + n, "=") == len - n;
+}
+
 /* One step of provisioning: checked and kept; it runs only when asked. */
 static int parse_step(const json_t *step, const char *pointer, struct error *err)
 {
@@ -325,6 +332,8 @@ static int parse_step(const json_t *step, const char *pointer, struct error *err
         return field_error(&f, "inline", "given for type shell only");
     if ((type == 1) != (content != NULL))
         return field_error(&f, "content_base64", "given for type file only");
+    if (content != NULL && !base64_valid(content))
+        return field_error(&f, "content_base64", "Base64, with its padding");
     if ((type == 1) != (destination != NULL))
         return field_error(&f, "destination", "given for type file only: an absolute path in the guest");
     return 0;

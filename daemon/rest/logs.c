@@ -95,33 +95,90 @@ static void follow_chunk(void *arg, const struct core_log_chunk *chunk)
     http_stream_write(f->stream, chunk->data, chunk->len); /* `drained` asks for more */
 }
 
-static void follow_start(struct rest *rest, struct http_request *req, struct live_vm *vm, enum backend_log which,
-                         int64_t tail, int64_t from)
+/* A request to follow: a first look finds where the stream begins, for its headers. */
+struct follow_request {
+    struct rest *rest;
+    struct http_request *req;
+    struct live_vm *vm; /* referenced */
+    enum backend_log which;
+    int64_t from;
+    struct log_read *read;
+};
+
+static void follow_request_free(struct follow_request *r)
+{
+    core_vm_unref(r->vm);
+    mem_free(r);
+}
+
+static void follow_left(void *arg, struct http_request *req)
+{
+    struct follow_request *r = arg;
+
+    (void)req;
+    log_read_cancel(r->read);
+    follow_request_free(r);
+}
+
+static void follow_begin(struct follow_request *r, uint64_t offset, struct error *err)
 {
     static const struct http_stream_events events = {.drained = follow_drained, .gone = follow_gone};
-    CLEANUP_ERROR struct error err = ERROR_INIT;
     struct following *f = mem_zalloc(sizeof(*f));
 
     if (f == NULL) {
+        error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+        http_reply_error(r->req, err);
+        return;
+    }
+    f->rest = r->rest;
+    f->started = r->from > 0;
+    f->expected = (uint64_t)r->from;
+    f->stream = http_stream_start(r->req, 200, "application/octet-stream", PENDING_MAX, &events, f);
+    if (f->stream == NULL) { /* answered */
+        mem_free(f);
+        return;
+    }
+    f->follow = core_log_follow(r->vm, r->which, -1, offset, follow_chunk, f, err);
+    if (f->follow == NULL) {
+        http_stream_end(f->stream);
+        mem_free(f);
+    }
+}
+
+static void follow_looked(void *arg, const struct core_log_chunk *chunk, struct error *err)
+{
+    struct follow_request *r = arg;
+
+    http_on_gone(r->req, NULL, NULL);
+    if (chunk == NULL) {
+        http_reply_error(r->req, err);
+    } else {
+        add_offsets(r->req, chunk->offset, chunk->oldest);
+        follow_begin(r, chunk->offset, err);
+    }
+    follow_request_free(r);
+}
+
+static void follow_start(struct rest *rest, struct http_request *req, struct live_vm *vm, enum backend_log which,
+                         int64_t tail, int64_t from)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    struct follow_request *r = mem_zalloc(sizeof(*r));
+
+    if (r == NULL) {
         error_set(&err, ERR_DAEMON_OVERLOADED, "out of memory");
         http_reply_error(req, &err);
         return;
     }
-    f->rest = rest;
-    f->started = from > 0;
-    f->expected = (uint64_t)from;
-    core_vm_ref(vm);
-    f->stream = http_stream_start(req, 200, "application/octet-stream", PENDING_MAX, &events, f);
-    if (f->stream == NULL) {
-        mem_free(f);
-    } else {
-        f->follow = core_log_follow(vm, which, tail, (uint64_t)from, follow_chunk, f, &err);
-        if (f->follow == NULL) {
-            http_stream_end(f->stream);
-            mem_free(f);
-        }
+    *r = (struct follow_request){
+        .rest = rest, .req = req, .vm = core_vm_ref(vm), .which = which, .from = tail >= 0 ? 0 : from};
+    r->read = core_log_read(vm, which, tail, (uint64_t)from, READ_MAX, follow_looked, r, &err);
+    if (r->read == NULL) {
+        follow_request_free(r);
+        http_reply_error(req, &err);
+        return;
     }
-    core_vm_unref(vm);
+    http_on_gone(req, follow_left, r);
 }
 
 static void get_log(struct http_request *req, struct rest *rest, enum backend_log which)

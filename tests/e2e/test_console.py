@@ -60,6 +60,7 @@ def test_followed_log_shows_what_comes(shared):
         assert piece, text
         text += piece
     sock.close()
+    assert int(answer.getheader("X-Next-Offset")) == start and int(answer.getheader("X-Oldest-Offset")) <= start
 
 
 def test_websocket_types_and_shows_the_output(shared):
