@@ -76,6 +76,12 @@ static void change_free(struct change *ch)
     mem_free(ch);
 }
 
+void change_frees(struct change *ch, enum vm_verb verb)
+{
+    if (ch != NULL && (verb == VM_DESTROY || verb == VM_KILL || verb == VM_STOP))
+        store_tx_use_reserve(ch->tx);
+}
+
 void change_drop(struct change *ch)
 {
     if (ch == NULL)

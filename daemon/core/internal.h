@@ -82,7 +82,8 @@ struct live_vm {
 
 /* A set of documents and events that become durable together.  NULL is accepted everywhere (memory was short). */
 struct change *change_new(struct core *core);
-void change_drop(struct change *ch); /* one that is not wanted; NULL is fine */
+void change_frees(struct change *ch, enum vm_verb verb); /* of a verb that frees room: the store's reserve is for it */
+void change_drop(struct change *ch);                     /* one that is not wanted; NULL is fine */
 /* Raises the VM's revision and renders it. `destroyed` makes it a tombstone. */
 void change_vm(struct change *ch, struct live_vm *vm, bool destroyed);
 void change_operation(struct change *ch, struct operation *op);

@@ -26,7 +26,7 @@ enum {
 struct store_item {
     struct store_item *next;
     struct error *err; /* NULL: fine, or failed without the memory to say why */
-    bool is_read, failed, spare;
+    bool is_read, failed, spare, frees;
 };
 
 struct store_tx {
@@ -95,6 +95,9 @@ struct store {
     sqlite3_stmt *ops[OP_MAX];
     sqlite3_stmt *queries[QUERY_MAX];
     int wal_pages;
+    char reserve_path[4096];
+    int reserve_fd;
+    bool reserve_spent; /* the disk is full: only what frees room is written */
     bool checkpoint_failed;
 
     pthread_t thread;
@@ -127,6 +130,10 @@ int store_db_int(sqlite3 *db, const char *sql, int64_t *ret, struct error *err);
 void store_one_line(char *text);
 /* The error of the last call on db, which returned rc.  Returns -1. */
 int store_db_error(sqlite3 *db, int rc, const char *doing, struct error *err);
+
+/* reserve.c: makes the reserve whole (false: there is no room), and gives its room away (false: there was none). */
+bool store_reserve_keep(struct store *store);
+bool store_reserve_spend(struct store *store);
 
 /* tx.c: records. */
 void store_pack_text(struct buf *b, const char *text); /* NULL is kept */

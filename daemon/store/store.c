@@ -45,18 +45,25 @@ int store_open(const char *dir, void (*wake)(void *arg), void *arg, struct store
         return error_set(err, ERR_DAEMON_INTERNAL, "cannot open the database: this SQLite was built without threads");
     store->wake = wake;
     store->wake_arg = arg;
+    store->reserve_fd = -1;
     store_list_init(&store->queue);
     store_list_init(&store->finished);
     store_list_init(&store->ready);
     if (path_join(store->path, sizeof(store->path), dir, "vmmd.db", err) < 0 ||
         store_db_open(store->path, true, &store->db, err) < 0)
         return -1;
+    if (path_join(store->reserve_path, sizeof(store->reserve_path), dir, "vmmd.reserve", err) < 0) {
+        close_db(store);
+        return -1;
+    }
+    store_reserve_keep(store); /* without room for it, vmmd starts all the same */
     pthread_mutex_init(&store->lock, NULL);
     pthread_cond_init(&store->wanted, NULL);
     pthread_cond_init(&store->idle, NULL);
     if (store_migrate(store->db, store->path, err) < 0 || store_tx_prepare(store, err) < 0 ||
         store_read_prepare(store, err) < 0 || start_writer(store, err) < 0) {
         close_db(store);
+        fd_close(store->reserve_fd);
         pthread_cond_destroy(&store->wanted);
         pthread_cond_destroy(&store->idle);
         pthread_mutex_destroy(&store->lock);
@@ -87,6 +94,7 @@ void store_close(struct store *store)
     pthread_mutex_unlock(&store->lock);
     pthread_join(store->thread, NULL);
     close_db(store);
+    fd_close(store->reserve_fd);
     drop_all(&store->ready);
     drop_all(&store->finished);
     pthread_cond_destroy(&store->wanted);

@@ -64,6 +64,8 @@ int store_event_range(struct store *store, int64_t *ret_oldest, int64_t *ret_new
  * is marked and store_commit reports it.  store_commit owns the tx; store_tx_free drops one that is not wanted. */
 struct store_tx *store_tx_new(struct store *store);
 void store_tx_free(struct store_tx *tx);
+/* It frees room (destroy, kill, stop): on a full disk it may use the room kept aside for such. */
+void store_tx_use_reserve(struct store_tx *tx);
 void store_put_vm(struct store_tx *tx,
                   const struct store_vm_row *row); /* insert or replace; name unique among the living */
 void store_put_operation(struct store_tx *tx, const struct store_operation_row *row);

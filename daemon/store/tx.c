@@ -116,6 +116,12 @@ struct store_tx *store_tx_new(struct store *store)
     return tx;
 }
 
+void store_tx_use_reserve(struct store_tx *tx)
+{
+    if (tx != NULL)
+        tx->item.frees = true;
+}
+
 void store_tx_free(struct store_tx *tx)
 {
     if (tx == NULL)

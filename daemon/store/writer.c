@@ -4,7 +4,8 @@
  *
  * While a COMMIT is being flushed the next group queues, so the busier the daemon, the fewer flushes per transaction.
  * A tx that breaks a constraint is rolled back to its savepoint alone.  When the disk refuses (in a record or at
- * COMMIT) nothing of the group is durable, so every tx of it gets the error; the next group starts afresh.  A read runs
+ * COMMIT) nothing of the group is durable, so every tx of it gets the error; the next group starts afresh.  Where it is
+ * full, those that free room are tried again with the reserve (reserve.c).  A read runs
  * when all before it is committed.  Checkpoints come after the results are handed over, so that no client waits for
  * one. */
 #include <signal.h>
@@ -140,13 +141,50 @@ static int apply_all(struct store *store, struct store_item *group, struct error
     return -1;
 }
 
+/* Those of the group that do not free room fail with err; what is left is for the reserve. */
+static bool only_what_frees(struct store_item *group, const struct error *err)
+{
+    bool any = false;
+
+    for (struct store_item *i = group; i != NULL; i = i->next) {
+        CLEANUP_ERROR struct error copy = ERROR_INIT;
+        if (i->frees || i->failed) {
+            any = any || i->frees;
+            continue;
+        }
+        error_copy(&copy, err);
+        store_item_fail(i, &copy);
+    }
+    return any;
+}
+
+/* On a full disk the reserve is given to what frees room, and everything else is refused until it can be kept again. */
+static bool apply_group(struct store *store, struct store_item *group, struct error *err)
+{
+    if (store->reserve_spent && store_reserve_keep(store))
+        store->reserve_spent = false;
+    if (store->reserve_spent) {
+        CLEANUP_ERROR struct error full = ERROR_INIT;
+        error_set(&full, ERR_HOST_DISK_FULL, "cannot write to the database: the disk is full");
+        only_what_frees(group, &full);
+    }
+    if (apply_all(store, group, err) == 0)
+        return true;
+    if (store->reserve_spent || err->code != ERR_HOST_DISK_FULL || !only_what_frees(group, err) ||
+        !store_reserve_spend(store))
+        return false;
+    store->reserve_spent = true;
+    error_done(err);
+    return apply_all(store, group, err) == 0;
+}
+
 static void commit_group(struct store *store, struct store_list *group)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
     int64_t start = clock_mono_us();
     unsigned good = 0, bad = 0;
 
-    bool committed = apply_all(store, group->head, &err) == 0;
+    bool committed = apply_group(store, group->head, &err);
     int64_t took = clock_mono_us() - start;
     for (struct store_item *i = group->head; i != NULL; i = i->next) {
         CLEANUP_ERROR struct error copy = ERROR_INIT;

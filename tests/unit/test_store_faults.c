@@ -396,6 +396,67 @@ static void a_full_file_system_is_survived(void **state)
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
 }
 
+static enum error_code put(struct bed *b, const char *id, const char *doc, bool reserve)
+{
+    struct store_tx *tx = store_tx_new(b->store);
+
+    store_put_vm(tx, &(struct store_vm_row){id, id, doc, NULL, 0});
+    if (reserve)
+        store_tx_use_reserve(tx);
+    return bed_commit(b, tx, NULL);
+}
+
+static void use_the_reserve(struct bed *b)
+{
+    CLEANUP_FREE char *doc = mem_zalloc(20001);
+    char path[96], id[16];
+    struct stat st;
+
+    memset(doc, '7', 20000);
+    snprintf(path, sizeof(path), "%s/vmmd.reserve", b->dir);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_size, 1 << 20);
+    for (int i = 0, small = 0; i < 2000 && small < 2; i++) { /* to the last page */
+        snprintf(id, sizeof(id), "id%04d", i);
+        small += put(b, id, small > 0 ? "{}" : doc, false) != ERR_NONE;
+    }
+    unsigned stored = bed_count_vms(b);
+    for (int i = 0; i < 20; i++) { /* what frees room is taken, again and again; anything else is not */
+        snprintf(id, sizeof(id), "free%04d", i);
+        assert_int_equal(put(b, id, "{}", true), ERR_NONE);
+        assert_int_equal(put(b, "small", "{}", false), ERR_HOST_DISK_FULL);
+    }
+    assert_int_equal(bed_count_vms(b), stored + 20);
+    assert_int_equal(mount("none", b->dir, "tmpfs", MS_REMOUNT, "size=16m"), 0);
+    assert_int_equal(put(b, "small", doc, false), ERR_NONE);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_size, 1 << 20);
+}
+
+/* On a full disk the room kept aside goes to what frees room, and to nothing else. */
+static void what_frees_room_has_the_reserve(void **state)
+{
+    struct bed *b = *state;
+    int status;
+
+    bed_close(b);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        if (unshare(CLONE_NEWNS) < 0 || mount("none", "/", "none", MS_REC | MS_PRIVATE, NULL) < 0 ||
+            mount("none", b->dir, "tmpfs", 0, "size=4m") < 0)
+            _exit(77);
+        bed_open(b);
+        use_the_reserve(b);
+        bed_close(b);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 77)
+        skip();
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 /* Fails each allocation of building and committing in turn: the tx is whole or refused, and the callback always comes.
  */
 static void memory_may_be_short(void **state)
@@ -440,9 +501,15 @@ static void memory_may_be_short(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        BED_TEST(strange_files_are_refused),      BED_TEST(the_lock_is_kept),        BED_TEST(damage_is_survived),
-        BED_TEST(checking_finds_what_is_planted), BED_TEST(acknowledged_is_durable), BED_TEST(a_full_disk_is_survived),
-        BED_TEST(a_full_file_system_is_survived), BED_TEST(memory_may_be_short),
+        BED_TEST(strange_files_are_refused),
+        BED_TEST(the_lock_is_kept),
+        BED_TEST(damage_is_survived),
+        BED_TEST(checking_finds_what_is_planted),
+        BED_TEST(acknowledged_is_durable),
+        BED_TEST(a_full_disk_is_survived),
+        BED_TEST(a_full_file_system_is_survived),
+        BED_TEST(what_frees_room_has_the_reserve),
+        BED_TEST(memory_may_be_short),
     };
 
     bed_seed();

@@ -92,6 +92,7 @@ static void write_intent(struct vm_op *vo, struct change *ch)
 {
     struct live_vm *vm = vo->vm;
 
+    change_frees(ch, vo->plan->verb);
     if (vm->op == vo || (let_go_soon(vm) && vm->op_next == vo)) {
         vm->vm.has_operation = true;
         vm->vm.operation = vo->res->uuid;

@@ -70,6 +70,7 @@ int vm_op_persist(struct vm_op *vo, enum vm_state to, const char *cause, bool de
     for (unsigned i = 0; i < vo->res->n_steps; i++)
         vo->res->steps[i].state = OP_STEP_DONE;
     struct change *ch = change_new(vo->core);
+    change_frees(ch, vo->plan->verb);
     change_vm(ch, vm, destroyed);
     vo->res->result = vm_json(&vm->vm);
     change_operation(ch, vo->res);

@@ -120,6 +120,7 @@ static void op_failed(struct vm_op *vo, enum op_outcome outcome, struct error *e
     vo->res->dirty = true;
     error_move(&vo->res->error, err);
     struct change *ch = change_new(vo->core);
+    change_frees(ch, vo->plan->verb);
     if (!vm->gone) {
         vm->vm.has_operation = false;
         vm_op_settle(vo, outcome == OP_CANCELLED);
