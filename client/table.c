@@ -38,7 +38,7 @@ static const struct option_def create_options[] = {
     {"cmdline", 0, "TEXT", NULL, "command line of the kernel"},
     {"display", 0, "TYPE", "none vga", "none (default) or vga"},
     {"restart", 0, "POLICY", "never on-failure always", "never (default), on-failure or always"},
-    {"autostart", 0, NULL, NULL, "start the VM with the daemon"},
+    {"autostart", 0, NULL, NULL, "start the VM with the host"},
     {"protect", 0, NULL, NULL, "refuse to destroy the VM"},
     {"spec", 0, "FILE", NULL, "spec as JSON (- is stdin); other options go over it"},
     {"idempotency-key", 0, "KEY", NULL, "repeat a request safely: the same key answers the same operation"},

@@ -63,10 +63,11 @@ struct core *core_new(struct loop *loop, struct store *store, struct backend *co
         core->backend_names = mem_zalloc((n + 1) * sizeof(char *));
         core->lazy_timer = timer_new(loop, lazy_over, core);
         core->prune_timer = timer_new(loop, prune_due, core);
+        core->policy_timer = policy_timer_new(core);
         core->owed_timer = timer_new(loop, owed_due, core);
     }
     if (core == NULL || core->backend_names == NULL || core->lazy_timer == NULL || core->prune_timer == NULL ||
-        core->owed_timer == NULL) {
+        core->policy_timer == NULL || core->owed_timer == NULL) {
         core_free(core);
         error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
         return NULL;
@@ -95,6 +96,7 @@ void core_free(struct core *core)
     registry_free(core);
     timer_free(core->lazy_timer);
     timer_free(core->prune_timer);
+    timer_free(core->policy_timer);
     timer_free(core->owed_timer);
     timer_free(core->stop_timer);
     mem_free(core->backend_names);

@@ -39,6 +39,7 @@ struct core {
     struct change *lazy; /* step events waiting for company */
     struct timer *lazy_timer;
     struct timer *prune_timer;
+    struct timer *policy_timer;
     struct owed *owed; /* refused by the store, to be written again */
     struct timer *owed_timer;
 
@@ -75,6 +76,9 @@ struct live_vm {
     bool visible;  /* its first document is published */
     bool settling; /* an unplanned end is being written */
     bool unresponsive;
+    unsigned restarts;  /* by policy, lately */
+    int64_t restart_at; /* monotonic ms; 0: none waits */
+    int64_t last_restart;
     bool owed; /* to be written again */
 };
 
@@ -222,6 +226,18 @@ void keys_free(struct core *core);
 
 void vm_waits_check(struct live_vm *vm);
 void vm_waits_fail(struct live_vm *vm, const struct error *err);
+
+/* --- policy.c: restart, autostart, ttl_s --- */
+
+/* NULL when memory is short. */
+struct timer *policy_timer_new(struct core *core);
+/* After the recovery: starts what starts with the host, and looks at the VMs' policies from now on. */
+void policy_begin(struct core *core);
+/* The VM ended and nobody had asked for it: a restart is scheduled where the spec wants one. */
+void policy_ended(struct live_vm *vm);
+/* Somebody asked for something else. */
+void policy_overruled(struct live_vm *vm);
+bool policy_restart_waits(const struct live_vm *vm);
 
 /* --- live.c: what happens to a VM outside its operations --- */
 

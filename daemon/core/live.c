@@ -42,10 +42,11 @@ static void settled(void *arg, struct error *err)
 {
     struct live_vm *vm = arg;
 
-    (void)err;
     vm->settling = false;
     if (vm->op == NULL && vm->vm.state != VM_RUNNING && vm->vm.state != VM_SUSPENDED)
         live_vm_detach(vm);
+    if (!error_is_set(err))
+        policy_ended(vm);
     vm_waits_check(vm);
     core_vm_unref(vm);
 }

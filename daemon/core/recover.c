@@ -42,6 +42,7 @@ struct recovery {
     struct backend_adoption found;
     struct backend_call call;
     recovery_step *const *chain; /* what is still to do, NULL-terminated */
+    bool unplanned;              /* it ended while nobody looked, and nobody had asked for it */
     bool finished;               /* the operation reached its goal */
     const char *undone;          /* what was rolled back, for the error's context */
 };
@@ -196,13 +197,18 @@ static void recovery_free(struct recovery *r)
     core_vm_unref(r->vm);
     leftover_free(r->left);
     mem_free(r);
-    if (--core->recovering == 0 && core->recovered != NULL)
+    if (--core->recovering == 0 && core->recovered != NULL) {
+        policy_begin(core);
         core->recovered(core->recovered_arg);
+    }
 }
 
 static void recovery_durable(void *arg, struct error *err)
 {
-    (void)err;
+    struct recovery *r = arg;
+
+    if (r->unplanned && !error_is_set(err))
+        policy_ended(r->vm);
     recovery_free(arg);
 }
 
@@ -344,6 +350,7 @@ static recovery_step *const *chain_gone(struct recovery *r)
 
     r->finished = left_is(r, "vm.stop") || left_is(r, "vm.kill");
     r->undone = "the VM is stopped";
+    r->unplanned = !stopping && !host_restarted(&vm->vm); /* a boot of the host is autostart's affair */
     if (stopping || (r->found.found == BACKEND_FOUND_ENDED && r->found.end.end == BACKEND_END_GUEST_OFF) ||
         host_restarted(&vm->vm))
         return now_stopped;
@@ -481,7 +488,9 @@ int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct e
         if (ran && !vm->settling && recover_vm(core, vm, NULL, err) < 0)
             return -1;
     }
-    if (--core->recovering == 0)
+    if (--core->recovering == 0) {
+        policy_begin(core);
         done(arg);
+    }
     return 0;
 }

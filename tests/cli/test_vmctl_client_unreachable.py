@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from lib.conform import record_code
 from lib.vmmd import VMCTL, VMMD
 
 CODE = "vm_manager::client::daemon_unreachable"
@@ -27,6 +28,7 @@ def test_no_socket(tmp_path):
     got = run("list", "--socket", path)
     assert got.returncode == 5 and got.stdout == ""
     assert CODE in got.stderr and path in got.stderr and "No such file" in got.stderr
+    record_code(CODE)
     assert "systemctl start vmmd" in got.stderr
 
 

@@ -165,6 +165,7 @@ int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct cor
         return -1;
     }
     vm->core->n_running++;
+    policy_overruled(vm);
     if (free_now(vm)) {
         vo->res->state = OPERATION_RUNNING;
         vm->op = vo;
@@ -174,4 +175,14 @@ int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct cor
     *ret = vo->res;
     write_intent(vo, ch);
     return 0;
+}
+
+void vm_op_by_policy(struct live_vm *vm)
+{
+    struct vm_op *last = vm->op;
+
+    for (struct vm_op *vo = vm->op_next; vo != NULL; vo = vo->next)
+        last = vo;
+    if (last != NULL)
+        last->by_policy = true;
 }

@@ -104,6 +104,8 @@ static void failure_durable(void *arg, struct error *err)
     vm_op_log_finish(vo);
     vm_op_let_go(vo);
     operation_publish_end(vo->res);
+    if (!vm->gone && vo->plan->verb == VM_START && vo->by_policy && vo->res->state == OPERATION_FAILED)
+        policy_ended(vm);
     vm_waits_check(vm);
     vm_op_begin_next(vm);
     vm_op_free(vo);
