@@ -63,6 +63,8 @@ def in_state(api, state, name="web", labels=None):
         make_vm(api, name, labels=labels)
         if state != "prepared":
             do(api, "start", name)
+            # Its agent's answer is a change of its own: what comes after it stands still.
+            assert api.get(f"/v1/vms/{name}/wait", query={"for": "ready", "timeout": 30}).status == 200
         if state == "suspended":
             do(api, "suspend", name)
         if state == "stopped":
