@@ -16,7 +16,7 @@ const struct option_def global_options[] = {
 static const struct option_def create_options[] = {
     {"name", 0, "NAME", NULL, "the VM's name, in place of the word NAME"},
     {"image", 0, "PATH", NULL, "disk image to start from; a relative path is made absolute"},
-    {"image-url", 0, "URL", NULL, "where to fetch the image from; --image wins over it"},
+    {"image-url", 0, "URL", NULL, "where to fetch the image from, by a daemon that fetches; --image wins over it"},
     {"vcpus", 0, "N", NULL, "virtual CPUs (1)"},
     {"memory", 0, "MIB", NULL, "memory in MiB (1024)"},
     {"disk", 0, "GIB", NULL, "disk size in GiB, never smaller than the image"},

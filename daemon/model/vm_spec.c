@@ -388,6 +388,8 @@ int vm_spec_parse(const json_t *spec, const char *pointer, struct vm_spec *ret, 
 
     if (fields_open(&f, spec, pointer, names, err) < 0 || parse_hardware(&f, &s) < 0 || parse_sections(&f, &s) < 0 ||
         parse_provision(&f, &s) < 0 || parse_policy(&f, &s) < 0) {
+        if (json_object_get(spec, "image_url") != NULL)
+            error_help(err, "this vmmd does not fetch images: download it, and give its absolute path as image");
         vm_spec_done(&s);
         return -1;
     }

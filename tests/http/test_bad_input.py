@@ -126,6 +126,7 @@ def test_long_paths_of_any_script_are_told_in_utf_8(api, shift):
 def test_fields_that_come_later_are_unknown(api, field):
     answer = api.post("/v1/vms", create_body("web", **{field: "x"}))
     assert answer.code == "api::invalid_field" and answer.context["pointer"] == f"/spec/{field}"
+    assert field != "image_url" or "download" in answer.json["help"]
 
 
 @pytest.mark.parametrize("pointer, value", [
