@@ -44,7 +44,10 @@ static void handle(int signal_number, void (*handler)(int), int flags)
 /* Raw again, unless the terminal is another process group's now; then the SIGCONT of a later `fg` does it. */
 static void raw_again(void)
 {
-    if (is_raw && tcgetpgrp(STDIN_FILENO) == getpgrp())
+    pid_t foreground = tcgetpgrp(STDIN_FILENO);
+
+    /* ENOTTY: it is not our controlling terminal, so nobody else's job stands in front of it. */
+    if (is_raw && (foreground == getpgrp() || (foreground < 0 && errno == ENOTTY)))
         tcsetattr(STDIN_FILENO, TCSANOW, &raw);
 }
 

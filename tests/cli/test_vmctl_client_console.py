@@ -146,6 +146,7 @@ def go_on(term):
 def test_stop_and_continue(attach):
     term, _, before = attach()
     term.proc.send_signal(signal.SIGTSTP)
+    time.sleep(0.1)  # a SIGCONT at once would take it back
     # A process group without a parent in its session is not stopped by the kernel: vmctl must be raw again either way.
     until(lambda: go_on(term))
     term.type(b"still here")
