@@ -79,7 +79,8 @@ struct live_vm {
     unsigned restarts;  /* by policy, lately */
     int64_t restart_at; /* monotonic ms; 0: none waits */
     int64_t last_restart;
-    bool owed; /* to be written again */
+    int64_t ttl_again; /* monotonic ms: not destroyed by ttl_s before */
+    bool owed;         /* to be written again */
 };
 
 /* --- change.c: render, write, publish --- */

@@ -17,7 +17,7 @@
 #include "core/internal.h"
 #include "core/ops/ops.h"
 
-enum { TICK_MS = 500, FIRST_DELAY_MS = 1000, RESTARTS_MAX = 5, RESTARTS_WINDOW_MS = 600000 };
+enum { TICK_MS = 500, FIRST_DELAY_MS = 1000, RESTARTS_MAX = 5, RESTARTS_WINDOW_MS = 600000, TTL_AGAIN_MS = 60000 };
 
 static bool wants_restart(const struct live_vm *vm)
 {
@@ -95,7 +95,8 @@ static bool being_destroyed(const struct live_vm *vm)
 
 static void look_at(struct live_vm *vm, int64_t now, int64_t wall)
 {
-    if (time_is_over(vm, wall) && !being_destroyed(vm)) {
+    if (time_is_over(vm, wall) && now >= vm->ttl_again && !being_destroyed(vm)) {
+        vm->ttl_again = now + TTL_AGAIN_MS; /* should it fail */
         begin(vm, &vm_destroy_plan, true, "ttl");
     } else if (vm->restart_at != 0 && now >= vm->restart_at && !vm->settling) {
         vm->restart_at = 0;

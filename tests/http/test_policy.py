@@ -87,3 +87,11 @@ def test_autostart_starts_with_the_host_and_not_with_the_daemon(vmmd, api):
     api = vmmd.client()
     eventually(lambda: get_vm(api, "one")["state"], lambda state: state == "running")
     assert get_vm(api, "two")["state"] == "prepared"
+
+
+def test_destroy_that_fails_is_not_tried_again_at_once(api):
+    make_vm(api, ttl_s=1, labels={"noop.fail": "vm.destroy:remove"})
+    time.sleep(4)
+    kinds = [item["kind"] for item in api.get("/v1/operations").json["items"]]
+    assert kinds.count("vm.destroy") == 1
+    api.patch("/v1/vms/web", {"labels": {"noop.fail": None}})
