@@ -115,6 +115,11 @@ void core_check_idle(struct core *core);
 /* Forgets what is older than the config keeps, in memory and in the store. */
 void core_prune(struct core *core);
 
+/* --- request.c: what every change is refused by --- */
+
+int core_stopping_error(const struct core *core, struct error *err);
+int core_check_etag(const struct live_vm *vm, const char *if_match, struct error *err);
+
 /* --- owed.c: what the store refused is written again --- */
 
 void owed_vm(struct live_vm *vm);
