@@ -29,8 +29,9 @@ WARNINGS += $(if $(findstring clang,$(CC)),-Wimplicit-fallthrough,-Wimplicit-fal
 OPTIMISE ?= -O2 -g
 SANITIZE ?=
 HARDEN   ?= -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fPIE
+CRASH_POINTS ?=
 LIBS_FOUND := $(shell pkg-config --exists $(PACKAGES) 2>/dev/null && echo yes)
-CPPFLAGS += -D_GNU_SOURCE -DVMMD_VERSION='"$(VERSION)"' -Idaemon -Iapi -I$(BUILD)/gen
+CPPFLAGS += -D_GNU_SOURCE -DVMMD_VERSION='"$(VERSION)"' -Idaemon -Iapi -I$(BUILD)/gen $(if $(CRASH_POINTS),-DVMMD_CRASH_POINTS)
 CFLAGS   += -std=gnu17 $(OPTIMISE) $(WARNINGS) $(HARDEN) $(SANITIZE) -pthread
 CFLAGS   += $(if $(LIBS_FOUND),$(shell pkg-config --cflags $(PACKAGES) 2>/dev/null))
 LDFLAGS  += $(SANITIZE) -pie -Wl,-z,relro,-z,now -pthread

@@ -147,6 +147,10 @@ int store_tx_prepare(struct store *store, struct error *err);
 /* Executes the records of tx on the writer thread, inside an open transaction; returns an SQLite code, and with it err.
  */
 int store_tx_apply(struct store *store, struct store_tx *tx, struct error *err);
+#ifdef VMMD_CRASH_POINTS
+/* The crash point before or after the COMMIT that this tx is in. */
+void store_tx_crash_point(const struct store_tx *tx, const char *when);
+#endif
 /* Reports to the tx's owner and frees it; loop thread. */
 void store_tx_deliver(struct store_tx *tx);
 

@@ -4,6 +4,7 @@
  * failure is reported where every other is: by its done callback. */
 #include <string.h>
 
+#include "base/crash.h"
 #include "base/mem.h"
 #include "store/internal.h"
 
@@ -263,6 +264,45 @@ int store_tx_apply(struct store *store, struct store_tx *tx, struct error *err)
     error_set(err, ERR_DAEMON_INTERNAL, "cannot store a port: FOREIGN KEY constraint failed: ports.vm_id names no VM");
     return SQLITE_CONSTRAINT_FOREIGNKEY;
 }
+
+#ifdef VMMD_CRASH_POINTS
+/* Skips the fields of a record; the one at `wanted` is returned where it is text. */
+static const char *field_of(const char **p, const char *signature, int wanted)
+{
+    const char *found = NULL;
+
+    for (int i = 0; signature[i] != '\0'; i++) {
+        const char *text = NULL;
+        if (signature[i] == 'i')
+            store_unpack_int(p);
+        else
+            text = store_unpack_text(p, NULL);
+        found = i == wanted ? text : found;
+    }
+    return found;
+}
+
+/* A transaction is named after its first operation; without one, after its first record. */
+void store_tx_crash_point(const struct store_tx *tx, const char *when)
+{
+    const char *p = tx->data.data, *end = p + tx->data.len, *kind = NULL, *state = NULL;
+    enum store_op first = p < end ? (enum store_op) * p : OP_MAX;
+
+    while (p < end && kind == NULL) {
+        enum store_op op = (enum store_op) * p++;
+        const char *again = p;
+        const char *field = field_of(&p, ops[op].signature, op == OP_PUT_OPERATION ? 1 : -1);
+        if (op != OP_PUT_OPERATION)
+            continue;
+        kind = field;
+        state = field_of(&again, ops[op].signature, 3);
+    }
+    if (kind != NULL)
+        CRASH_POINT("store:%s:%s:%s", kind, state, when);
+    else
+        CRASH_POINT("store:%s:%s", first == OP_PUT_VM ? "vm" : first == OP_PUT_EVENT ? "events" : "prune", when);
+}
+#endif
 
 void store_tx_deliver(struct store_tx *tx)
 {

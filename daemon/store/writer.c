@@ -123,6 +123,16 @@ static int apply_one(struct store *store, struct store_tx *tx, struct error *err
     return rc;
 }
 
+#ifdef VMMD_CRASH_POINTS
+static void crash_points(struct store_item *group, const char *when)
+{
+    for (struct store_item *i = group; i != NULL; i = i->next)
+        store_tx_crash_point(CONTAINER_OF(i, struct store_tx, item), when);
+}
+#else
+#define crash_points(group, when) ((void)0)
+#endif
+
 /* Executes the transactions of the group; on failure nothing of it stays. */
 static int apply_all(struct store *store, struct store_item *group, struct error *err)
 {
@@ -132,10 +142,13 @@ static int apply_all(struct store *store, struct store_item *group, struct error
         return store_db_error(store->db, rc, "write to the database", err);
     for (struct store_item *i = group; i != NULL && rc == SQLITE_OK; i = i->next)
         rc = apply_one(store, CONTAINER_OF(i, struct store_tx, item), err);
+    crash_points(group, "before");
     if (rc == SQLITE_OK && (rc = run(store->commit)) != SQLITE_OK)
         store_db_error(store->db, rc, "write to the database", err);
-    if (rc == SQLITE_OK)
+    if (rc == SQLITE_OK) {
+        crash_points(group, "after"); /* durable, and nobody knows yet */
         return 0;
+    }
     if (!sqlite3_get_autocommit(store->db)) /* SQLite rolls some failures back by itself */
         run(store->rollback);
     return -1;

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "backend/qemu/internal.h"
+#include "base/crash.h"
 #include "base/fd.h"
 #include "base/mem.h"
 #include "cloudinit/seed.h"
@@ -73,8 +74,10 @@ static int files_fn(struct job *job, struct error *err)
     /* An attempt that a crash cut short may have left something; the id is ours alone. */
     if (dir_remove(f->work_dir, err) < 0 || dir_make(f->work_dir, 0700, err) < 0)
         return -1;
+    CRASH_POINT("qemu:create:dir-made");
     if (f->has_seed && seed_write(&f->seed, f->seed_path, err) < 0)
         return -1;
+    CRASH_POINT("qemu:create:seed-written");
     if (f->vars_from[0] && copy_vars(f, err) < 0)
         return -1;
     return sync_dirs(f->work_dir, err);
@@ -165,6 +168,7 @@ static void synced(struct backend_vm *bvm, struct job *job, int rc, struct error
     struct vm_runtime *rt = &bvm->vm->runtime;
 
     (void)job;
+    CRASH_POINT("qemu:create:synced");
     if (rc < 0) {
         create_fail(bvm, err);
         return;
@@ -194,6 +198,7 @@ static void overlay_made(void *arg, const struct tool_result *result)
     CLEANUP_ERROR struct error err = ERROR_INIT;
     struct files_job *f;
 
+    CRASH_POINT("qemu:create:overlay-made");
     tool_free(TAKE_PTR(bvm->tool));
     if (result->timed_out || result->status.code != 0) {
         qemu_img_error(bvm, result, "created", &err);
@@ -351,7 +356,10 @@ static int remove_all_fn(struct job *job, struct error *err)
 {
     struct remove_all_job *r = CONTAINER_OF(job, struct remove_all_job, job);
 
-    return dir_remove(r->run_dir, err) < 0 || dir_remove(r->work_dir, err) < 0 ? -1 : 0;
+    if (dir_remove(r->run_dir, err) < 0)
+        return -1;
+    CRASH_POINT("qemu:remove:run-dir-removed");
+    return dir_remove(r->work_dir, err);
 }
 
 static void all_removed(struct backend_vm *bvm, struct job *job, int rc, struct error *err)

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "backend/qemu/internal.h"
+#include "base/crash.h"
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -52,7 +53,10 @@ static int end_fn(struct job *job, struct error *err)
 
     read_tail(e);
     logfile_trim(e->vmm_log, e->log_max, &ignored);
-    return dir_remove(e->run_dir, err);
+    CRASH_POINT("qemu:end:sockets-there");
+    int rc = dir_remove(e->run_dir, err);
+    CRASH_POINT("qemu:end:sockets-removed");
+    return rc;
 }
 
 void process_describe_end(struct backend_vm *bvm, struct backend_exit *end)
@@ -244,6 +248,7 @@ int qemu_kill(struct backend_vm *bvm, struct backend_call *call, struct error *e
     bvm->kill_asked = true;
     if (bvm->alive)
         process_signal(bvm, SIGKILL); /* gone already: its exit is on the way */
+    CRASH_POINT("qemu:kill:signalled");
     return OP_WAIT;
 }
 

@@ -14,6 +14,7 @@
 
 #include "backend/qemu/internal.h"
 #include "base/clock.h"
+#include "base/crash.h"
 #include "base/fd.h"
 #include "base/log.h"
 #include "base/mem.h"
@@ -90,6 +91,7 @@ static int prepare_fn(struct job *job, struct error *err)
     }
     if (check_ports(p, err) < 0 || dir_remove(p->run_dir, err) < 0 || dir_make(p->run_dir, 0700, err) < 0)
         return -1;
+    CRASH_POINT("qemu:prepare:run-dir-made");
     if (p->tap[0])
         p->tap_fd = tap_open(p->tap, p->bridge, err);
     if (p->tap[0] && p->tap_fd < 0) {
@@ -176,6 +178,7 @@ static void prepare_done(struct backend_vm *bvm, struct job *job, int rc, struct
         call_end(bvm, err);
         return;
     }
+    CRASH_POINT("qemu:prepare:tap-open");
     bvm->tap_fd = TAKE_FD(p->tap_fd);
     set_text(&bvm->vm->runtime.tap, p->tap);
     if (bvm->cancelled)
@@ -370,6 +373,7 @@ static int run_qemu(struct backend_vm *bvm, char **argv, int log_fd, struct erro
     bvm->child = child_spawn(bvm->be->loop, &spec, process_exited, bvm, err);
     if (!bvm->child)
         return error_wrap(err, ERR_QEMU_SPAWN_FAILED, "QEMU of VM %s could not be started", bvm->vm->name);
+    CRASH_POINT("qemu:spawn:process-there"); /* and nothing of it recorded */
     bvm->alive = true;
     vmmlog_keep(bvm);
     bvm->tap_fd = fd_close(bvm->tap_fd); /* QEMU has its own now */

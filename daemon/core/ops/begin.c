@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/crash.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "core/ops/frame.h"
@@ -16,6 +17,7 @@ static void intent_durable(void *arg, struct error *err)
     struct live_vm *vm = vo->vm;
 
     if (!error_is_set(err)) {
+        CRASH_POINT("op:%s:intent:durable", vo->plan->kind);
         operation_accepted(vo->res);
         if (vm->op == vo && !vo->parked)
             vm_op_walk(vo);
@@ -108,6 +110,7 @@ static void write_intent(struct vm_op *vo, struct change *ch)
     change_event(ch, "operation.started", vm, vo->res, NULL, json_pack("{s:s}", "kind", vo->res->kind));
     LOG_INFO("operation started", "operation", vo->res->id, "kind", vo->res->kind, "vm", vm->vm.name, "request_id",
              vo->res->request_id);
+    CRASH_POINT("op:%s:intent:before", vo->plan->kind);
     change_commit(ch, intent_durable, vo);
 }
 

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/crash.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "core/ops/frame.h"
@@ -161,11 +162,16 @@ static void engine_finished(struct op *op, enum op_outcome outcome, struct error
 
 /* --- steps: the fault seam, then the step itself --- */
 
+#ifdef VMMD_CRASH_POINTS
+static const char *const crash_names[] = {"", "before", "after", "failed", "undo-before", "undo-after"};
+#endif
+
 static void step_changed(struct op *op, unsigned index, enum op_step_state state, const struct error *err)
 {
     struct vm_op *vo = op_data(op);
     struct operation_step *s = &vo->res->steps[index];
 
+    CRASH_POINT("op:%s:%s:%s", vo->plan->kind, s->name, crash_names[state]);
     if (vo->persisted)
         return;
     if (state == OP_STEP_RUNNING)
