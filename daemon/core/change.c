@@ -5,6 +5,7 @@
  * out, the waits are looked at, and `done` is told.  Changes become durable in the order they were committed.
  * Failure modes: no memory or no disk: nothing of it is published, and `done` gets the error; who made it restores what it
  * had changed in memory, and what the VMs then are is written again later (owed.c). */
+#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
@@ -190,8 +191,12 @@ static json_t *text_or_null(const char *s)
     return s != NULL ? json_string(s) : json_null();
 }
 
-void change_event(struct change *ch, const char *type, const struct live_vm *vm, const struct operation *op,
-                  const char *request_id, json_t *data)
+/* Whom an event is about; everything may be NULL. */
+struct about {
+    const char *vm_id, *vm_name, *request_id, *operation_id;
+};
+
+static void put_event(struct change *ch, const char *type, const struct about *about, json_t *data)
 {
     struct change_event *e = ch != NULL ? mem_zalloc(sizeof(*e)) : NULL;
     char at[CLOCK_TEXT_MAX];
@@ -205,23 +210,43 @@ void change_event(struct change *ch, const char *type, const struct live_vm *vm,
     }
     e->id = ch->core->event_next++;
     e->type = type;
-    if (vm != NULL) {
-        uuid_text(&vm->vm.id, e->vm_id);
-        e->vm_name = mem_strdup(vm->vm.name);
+    if (about->vm_id != NULL) {
+        snprintf(e->vm_id, sizeof(e->vm_id), "%s", about->vm_id);
+        e->vm_name = mem_strdup(about->vm_name);
     }
-    if (request_id == NULL && op != NULL)
-        request_id = op->request_id;
-    e->doc = json_text(json_pack("{s:I,s:s,s:s,s:o,s:o,s:o,s:o,s:o}", "id", (json_int_t)e->id, "type", type, "at",
-                                 clock_text(now, at), "vm_id", text_or_null(vm != NULL ? e->vm_id : NULL), "vm_name",
-                                 text_or_null(e->vm_name), "request_id", text_or_null(request_id), "operation_id",
-                                 text_or_null(op != NULL ? op->id : NULL), "data", data != NULL ? data : json_object()),
-                       0, NULL);
+    e->doc =
+        json_text(json_pack("{s:I,s:s,s:s,s:o,s:o,s:o,s:o,s:o}", "id", (json_int_t)e->id, "type", type, "at",
+                            clock_text(now, at), "vm_id", text_or_null(about->vm_id), "vm_name",
+                            text_or_null(e->vm_name), "request_id", text_or_null(about->request_id), "operation_id",
+                            text_or_null(about->operation_id), "data", data != NULL ? data : json_object()),
+                  0, NULL);
     *ch->events_end = e;
     ch->events_end = &e->next;
     if (e->doc == NULL)
         ch->failed = true;
     else
         store_put_event(ch->tx, e->id, now, type, e->vm_id, e->doc);
+}
+
+void change_event(struct change *ch, const char *type, const struct live_vm *vm, const struct operation *op,
+                  const char *request_id, json_t *data)
+{
+    char id[UUID_TEXT_MAX];
+    struct about about = {.request_id = request_id == NULL && op != NULL ? op->request_id : request_id,
+                          .operation_id = op != NULL ? op->id : NULL};
+
+    if (vm != NULL) {
+        about.vm_id = uuid_text(&vm->vm.id, id);
+        about.vm_name = vm->vm.name;
+    }
+    put_event(ch, type, &about, data);
+}
+
+void change_leftover_event(struct change *ch, const char *vm_id, const char *vm_name, const char *operation_id,
+                           json_t *data)
+{
+    put_event(ch, "operation.finished",
+              &(struct about){.vm_id = vm_id, .vm_name = vm_name, .operation_id = operation_id}, data);
 }
 
 void change_state_event(struct change *ch, const struct live_vm *vm, const struct operation *op, enum vm_state from,

@@ -79,8 +79,9 @@ struct live_vm {
     unsigned restarts;  /* by policy, lately */
     int64_t restart_at; /* monotonic ms; 0: none waits */
     int64_t last_restart;
-    int64_t ttl_again; /* monotonic ms: not destroyed by ttl_s before */
-    bool owed;         /* to be written again */
+    int64_t ttl_again;     /* monotonic ms: not destroyed by ttl_s before */
+    bool owed;             /* to be written again */
+    struct leftover *left; /* of the daemon before, until recovery settles them; the newest first */
 };
 
 /* --- change.c: render, write, publish --- */
@@ -97,6 +98,9 @@ void change_leftover(struct change *ch, const char *id, const char *kind, const 
                      const char *doc, int64_t created_at, int64_t finished_at);
 /* at 0: the key is given back. */
 void change_key(struct change *ch, const char *key, const char *fingerprint, const char *operation_id, int64_t at);
+/* operation.finished of such an operation; data is stolen. */
+void change_leftover_event(struct change *ch, const char *vm_id, const char *vm_name, const char *operation_id,
+                           json_t *data);
 /* data is stolen and may be NULL ({}). */
 void change_event(struct change *ch, const char *type, const struct live_vm *vm, const struct operation *op,
                   const char *request_id, json_t *data);
@@ -201,6 +205,9 @@ struct operation {
 
 struct operation *operation_new(struct core *core, const char *kind, const struct live_vm *vm,
                                 const struct core_request *req, struct error *err);
+/* One that the daemon before began, to be carried on: it is durable already. */
+struct operation *operation_again(struct core *core, const char *kind, const struct live_vm *vm, const char *id,
+                                  int64_t created_at, struct error *err);
 const char *operation_step_text(const struct operation_step *step);
 /* The document as it will stand when what it is now is durable. */
 char *operation_render(const struct operation *op);

@@ -33,8 +33,8 @@ static bool node_equal(const struct table_node *node, const void *key)
     return strcmp(CONTAINER_OF(node, struct operation, node)->id, key) == 0;
 }
 
-struct operation *operation_new(struct core *core, const char *kind, const struct live_vm *vm,
-                                const struct core_request *req, struct error *err)
+static struct operation *make(struct core *core, const char *kind, const struct live_vm *vm,
+                              const struct core_request *req, const struct uuid *id, struct error *err)
 {
     struct operation *op = mem_zalloc(sizeof(*op));
 
@@ -42,7 +42,7 @@ struct operation *operation_new(struct core *core, const char *kind, const struc
         goto no_memory;
     op->core = core;
     op->refs = 1;
-    op->uuid = uuid_new();
+    op->uuid = *id;
     uuid_text(&op->uuid, op->id);
     op->kind = kind;
     op->created_at = clock_wall_ms();
@@ -67,6 +67,31 @@ struct operation *operation_new(struct core *core, const char *kind, const struc
 no_memory:
     error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
     return NULL;
+}
+
+struct operation *operation_new(struct core *core, const char *kind, const struct live_vm *vm,
+                                const struct core_request *req, struct error *err)
+{
+    struct uuid id = uuid_new();
+
+    return make(core, kind, vm, req, &id, err);
+}
+
+struct operation *operation_again(struct core *core, const char *kind, const struct live_vm *vm, const char *id,
+                                  int64_t created_at, struct error *err)
+{
+    struct uuid uuid;
+
+    if (!uuid_parse(id, &uuid)) {
+        error_set(err, ERR_DAEMON_INTERNAL, "the store has an operation with the id %s", id);
+        return NULL;
+    }
+    struct operation *op = make(core, kind, vm, NULL, &uuid, err);
+    if (op != NULL) {
+        op->created_at = created_at;
+        op->accepted = true;
+    }
+    return op;
 }
 
 struct operation *operation_ref(struct operation *op)

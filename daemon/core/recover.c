@@ -3,14 +3,16 @@
  *   load VMs, keys, unfinished operations
  *   for each VM that ran, or that an operation held:  adopt ─► kill? ─► sweep or remove? ─► settled, durable
  *
- * What becomes of an operation that the last daemon left behind:
+ * What becomes of the operations that the last daemon left behind (leftover.c), the newest of a VM deciding:
  *   create            undone: process ended, files removed, name free; the operation is operation::interrupted
  *   start             undone: the process is ended, the VM is as it was before; interrupted
- *   restart           the VM is as it is found; interrupted
- *   stop, kill        finished if the process is gone, else interrupted and the VM runs on
+ *   restart           carried on when the first process is gone, else the VM runs on; interrupted
+ *   stop              finished if the process is gone, else interrupted and the VM runs on
+ *   kill              finished: the process is ended
  *   suspend, resume   finished if the VM is found so, else interrupted
  *   reset             interrupted: whether it happened cannot be seen
- *   destroy           finished: ended, removed
+ *   destroy           finished: ended, removed; interrupted where a file or the process resists
+ * All of it is one transaction with the VM's row, so that a daemon that is killed in the middle finds the same again.
  * A VM that ran and whose process is gone is failed, or stopped when its guest had powered off or the host was restarted. */
 #include <stdio.h>
 #include <string.h>
@@ -19,45 +21,27 @@
 #include "base/crash.h"
 #include "base/log.h"
 #include "base/mem.h"
-#include "base/problem.h"
-#include "core/internal.h"
-#include "model/json_text.h"
+#include "core/leftover.h"
 #include "core/ops/ops.h"
-
-struct recovery;
-typedef int recovery_step(struct recovery *r, struct error *err);
-
-/* An operation left unfinished. */
-struct leftover {
-    struct leftover *next;
-    char *id, *kind, *vm_id;
-    int64_t created_at;
-    json_t *doc;
-};
 
 struct recovery {
     struct core *core;
     struct recovery *next, **at; /* in the core's list */
     struct live_vm *vm;
-    struct leftover *left; /* NULL: none held it */
+    struct leftover *left; /* what held it or was to follow, the newest first; NULL: nothing */
+    pid_t pid;             /* as the row had it */
     struct backend_adoption found;
     struct backend_call call;
-    recovery_step *const *chain; /* what is still to do, NULL-terminated */
-    bool unplanned;              /* it ended while nobody looked, and nobody had asked for it */
-    bool finished;               /* the operation reached its goal */
-    const char *undone;          /* what was rolled back, for the error's context */
+    const struct recovery_step *chain; /* what is still to do */
+    bool resisted;                     /* a step of it failed */
+    bool unplanned;                    /* it ended while nobody looked, and nobody had asked for it */
+    struct leftover_end end;           /* of the newest operation */
 };
 
-static void leftover_free(struct leftover *l)
-{
-    if (l == NULL)
-        return;
-    mem_free(l->id);
-    mem_free(l->kind);
-    mem_free(l->vm_id);
-    json_decref(l->doc);
-    mem_free(l);
-}
+struct recovery_step {
+    const char *name;
+    int (*run)(struct recovery *r, struct error *err);
+};
 
 /* --- loading --- */
 
@@ -103,69 +87,33 @@ static int load_key(void *arg, const struct store_key_row *row, struct error *er
                : error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
 }
 
-static int load_leftover(void *arg, const struct store_operation_row *row, struct error *err)
-{
-    struct leftover **list = arg, *l = mem_zalloc(sizeof(*l));
-
-    if (l == NULL)
-        return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
-    l->id = mem_strdup(row->id);
-    l->kind = mem_strdup(row->kind);
-    l->vm_id = mem_strdup(row->vm_id != NULL ? row->vm_id : "");
-    l->doc = json_loads(row->doc, 0, NULL);
-    l->created_at = row->created_at;
-    l->next = *list;
-    *list = l;
-    if (l->id == NULL || l->kind == NULL || l->vm_id == NULL || l->doc == NULL)
-        return error_set(err, ERR_DAEMON_INTERNAL, "the stored operation %s cannot be read", row->id);
-    return 0;
-}
-
 /* --- the end of one --- */
 
-static void end_doc(struct leftover *l, bool finished, int64_t now)
+static bool left_is(const struct recovery *r, const char *kind)
 {
-    char at[CLOCK_TEXT_MAX];
-
-    json_object_set_new(l->doc, "state", json_string(finished ? "succeeded" : "failed"));
-    json_object_set_new(l->doc, "step", json_null());
-    json_object_set_new(l->doc, "cancellable", json_false());
-    json_object_set_new(l->doc, "finished_at", json_string(clock_text(now, at)));
+    return r->left != NULL && strcmp(r->left->kind, kind) == 0;
 }
 
-static void put_interrupted(struct leftover *l, const char *name, const char *undone)
+/* An older one has its goal if a newer one brought it about. */
+static bool reached_too(const struct live_vm *vm, const char *kind)
 {
-    CLEANUP_ERROR struct error err = ERROR_INIT;
-    CLEANUP_BUF struct buf problem = BUF_INIT(65536);
-    CLEANUP_FREE char *path = mem_printf("/v1/vms/%s", name);
+    enum vm_state state = vm->vm.state;
 
-    error_set(&err, ERR_OPERATION_INTERRUPTED, "%s of VM %s was interrupted: vmmd stopped; %s", l->kind, name, undone);
-    error_ctx_str(&err, "vm", name);
-    error_ctx_str(&err, "rolled_back", undone);
-    error_problem(&err, path != NULL ? path : "", "", &problem);
-    json_object_set_new(l->doc, "error", json_loadb(problem.data, problem.len, 0, NULL));
+    if (strcmp(kind, "vm.destroy") == 0)
+        return state == VM_DESTROYED;
+    return strcmp(kind, "vm.kill") == 0 && state != VM_RUNNING && state != VM_SUSPENDED && state != VM_DESTROYED;
 }
 
-static void put_leftover(struct change *ch, struct recovery *r, struct leftover *l)
+static void put_leftovers(struct change *ch, struct recovery *r, struct leftover *list)
 {
-    int64_t now = clock_wall_ms();
-    const char *name = r->vm->vm.name;
-
-    end_doc(l, r->finished, now);
-    if (r->finished)
-        json_object_set_new(l->doc, "result", vm_json(&r->vm->vm));
-    else
-        put_interrupted(l, name, r->undone);
-    char *doc = json_text(json_incref(l->doc), 0, NULL);
-    change_leftover(ch, l->id, l->kind, l->vm_id, r->finished ? "succeeded" : "failed", doc, l->created_at, now);
-    change_event(
-        ch, "operation.finished", r->vm, NULL, NULL,
-        json_pack("{s:s,s:s,s:s}", "operation", l->id, "kind", l->kind, "state", r->finished ? "succeeded" : "failed"));
-    LOG_INFO("operation settled", "operation", l->id, "kind", l->kind, "vm", name, "result",
-             r->finished ? "finished" : r->undone);
-    mem_free(doc);
-    if (!r->finished)
-        keys_forget_operation(r->core, ch, l->id);
+    for (struct leftover *l = list; l != NULL; l = l->next) {
+        struct leftover_end end = r->end;
+        if (l != r->left) {
+            end = (struct leftover_end){.finished = reached_too(r->vm, l->kind), .rolled_back = true};
+            end.undone = r->end.finished ? "a later operation has ended the VM's process" : r->end.undone;
+        }
+        leftover_end(r->core, ch, r->vm, l, &end);
+    }
 }
 
 static void recovery_unlink(struct recovery *r)
@@ -181,7 +129,7 @@ void recoveries_drop(struct core *core)
         recovery_unlink(r);
         live_vm_detach(r->vm); /* silences its call */
         core_vm_unref(r->vm);
-        leftover_free(r->left);
+        leftovers_free(r->left);
         mem_free(r);
     }
 }
@@ -196,7 +144,7 @@ static void recovery_free(struct recovery *r)
         live_vm_detach(r->vm);
     vm_waits_check(r->vm);
     core_vm_unref(r->vm);
-    leftover_free(r->left);
+    leftovers_free(r->left);
     mem_free(r);
     if (--core->recovering == 0 && core->recovered != NULL) {
         policy_begin(core);
@@ -208,9 +156,28 @@ static void recovery_durable(void *arg, struct error *err)
 {
     struct recovery *r = arg;
 
+    CRASH_POINT("recover:durable");
     if (r->unplanned && !error_is_set(err))
         policy_ended(r->vm);
     recovery_free(arg);
+}
+
+/* What the VM is found doing may not be what it last did. */
+static void settle_conditions(struct recovery *r, enum vm_state from)
+{
+    struct vm *vm = &r->vm->vm;
+    bool agent = vm->conditions[VM_COND_AGENT].known && vm->conditions[VM_COND_AGENT].status;
+
+    if (vm->state == VM_SUSPENDED) {
+        vm_condition_set(vm, VM_COND_READY, false, "suspended", "");
+    } else if (vm->state == VM_RUNNING) {
+        if (!vm->conditions[VM_COND_AGENT].known || left_is(r, "vm.reset"))
+            live_vm_conditions_booting(r->vm);
+        else if (from == VM_SUSPENDED)
+            vm_condition_set(vm, VM_COND_READY, agent, agent ? "agent" : "booting", "");
+    } else if (vm->conditions[VM_COND_READY].known) {
+        live_vm_conditions_down(r->vm, vm->state == VM_FAILED ? "failed" : "stopped");
+    }
 }
 
 static void recovery_settle(struct recovery *r, enum vm_state state, const char *cause)
@@ -221,21 +188,16 @@ static void recovery_settle(struct recovery *r, enum vm_state state, const char 
 
     vm->vm.state = state;
     vm->vm.has_operation = false;
-    if (state == VM_RUNNING && !vm->vm.conditions[VM_COND_AGENT].known)
-        live_vm_conditions_booting(vm);
-    if (state != VM_RUNNING && state != VM_SUSPENDED) {
+    if (state != VM_RUNNING && state != VM_SUSPENDED)
         vm_runtime_stopped(&vm->vm.runtime);
-        if (vm->vm.conditions[VM_COND_READY].known)
-            live_vm_conditions_down(vm, state == VM_FAILED ? "failed" : "stopped");
-    }
+    settle_conditions(r, from);
     change_vm(ch, vm, state == VM_DESTROYED);
     if (state == VM_DESTROYED)
         change_ports(ch, vm, true);
     change_state_event(ch, vm, NULL, from, cause);
     if (state == from && (state == VM_RUNNING || state == VM_SUSPENDED))
         change_event(ch, "vm.adopted", vm, NULL, NULL, json_pack("{s:i}", "pid", (int)vm->vm.runtime.pid));
-    if (r->left != NULL)
-        put_leftover(ch, r, r->left);
+    put_leftovers(ch, r, r->left);
     if (state == VM_DESTROYED) {
         alloc_release(vm);
         registry_remove(vm);
@@ -247,24 +209,35 @@ static void recovery_settle(struct recovery *r, enum vm_state state, const char 
 
 static void chain_next(struct recovery *r);
 
+static void resisted(struct recovery *r, const struct error *err)
+{
+    LOG_WARN("recovery step failed", "vm", r->vm->vm.name, "error", err->message);
+    r->resisted = true;
+}
+
 static void chain_done(struct backend_call *call, struct error *err)
 {
     struct recovery *r = CONTAINER_OF(call, struct recovery, call);
 
+    CRASH_POINT("recover:%s:after", (r->chain - 1)->name);
     if (error_is_set(err))
-        LOG_WARN("recovery step failed", "vm", r->vm->vm.name, "error", err->message);
+        resisted(r, err);
     chain_next(r);
 }
 
+/* The last step of a chain waits, and takes the recovery with it. */
 static void chain_next(struct recovery *r)
 {
-    while (*r->chain != NULL) {
+    for (;;) {
         CLEANUP_ERROR struct error err = ERROR_INIT;
-        int rc = (*r->chain++)(r, &err);
+        const struct recovery_step *step = r->chain++;
+        CRASH_POINT("recover:%s:before", step->name);
+        int rc = step->run(r, &err);
         if (rc == OP_WAIT)
             return;
+        CRASH_POINT("recover:%s:after", step->name);
         if (rc < 0)
-            LOG_WARN("recovery step failed", "vm", r->vm->vm.name, "error", err.message);
+            resisted(r, &err);
     }
 }
 
@@ -283,10 +256,22 @@ static int do_remove(struct recovery *r, struct error *err)
     return r->vm->be->remove(r->vm->bvm, &r->call, err);
 }
 
+static bool ran(const struct recovery *r)
+{
+    return r->vm->vm.state == VM_RUNNING || r->vm->vm.state == VM_SUSPENDED;
+}
+
 static int end_destroyed(struct recovery *r, struct error *err)
 {
     (void)err;
-    recovery_settle(r, VM_DESTROYED, "interrupted operation");
+    if (r->resisted && r->end.finished) { /* it can be destroyed again; nothing is forgotten that is still there */
+        r->end.finished = false;
+        r->end.undone = "not all of the VM could be removed; destroy it again";
+        recovery_settle(r, ran(r) || r->vm->vm.state == VM_PREPARING ? VM_STOPPED : r->vm->vm.state,
+                        "interrupted operation");
+        return OP_WAIT;
+    }
+    recovery_settle(r, VM_DESTROYED, r->end.finished ? "vm.destroy" : "interrupted operation");
     return OP_WAIT;
 }
 
@@ -301,6 +286,7 @@ static int end_as_it_was(struct recovery *r, struct error *err)
 static int end_stopped(struct recovery *r, struct error *err)
 {
     (void)err;
+    vm_failure_done(&r->vm->vm.failure);
     recovery_settle(r, VM_STOPPED, r->left != NULL ? r->left->kind : "guest powered off");
     return OP_WAIT;
 }
@@ -319,16 +305,32 @@ static int end_alive(struct recovery *r, struct error *err)
     return OP_WAIT;
 }
 
-static recovery_step *const undo_create[] = {do_kill, do_remove, end_destroyed, NULL};
-static recovery_step *const undo_start[] = {do_kill, do_sweep, end_as_it_was, NULL};
-static recovery_step *const now_alive[] = {end_alive, NULL};
-static recovery_step *const now_stopped[] = {do_sweep, end_stopped, NULL};
-static recovery_step *const now_failed[] = {do_sweep, end_failed, NULL};
-
-static bool left_is(const struct recovery *r, const char *kind)
+/* The first half of a restart is done: the second one is the operation's own, as if nothing had happened. */
+static int carry_on(struct recovery *r, struct error *err)
 {
-    return r->left != NULL && strcmp(r->left->kind, kind) == 0;
+    struct leftover *older = r->left->next;
+
+    if (vm_op_carry_on(r->vm, &vm_restart_plan, "reserve", r->left->id, r->left->created_at, err) < 0) {
+        r->end.undone = "the VM is stopped";
+        return -1;
+    }
+    if (older != NULL) {
+        struct change *ch = change_new(r->core);
+        put_leftovers(ch, r, older);
+        change_commit(ch, NULL, NULL);
+    }
+    recovery_free(r);
+    return OP_WAIT;
 }
+
+static const struct recovery_step undo_create[] = {
+    {"kill", do_kill}, {"remove", do_remove}, {"destroyed", end_destroyed}};
+static const struct recovery_step undo_start[] = {{"kill", do_kill}, {"sweep", do_sweep}, {"as-it-was", end_as_it_was}};
+static const struct recovery_step now_alive[] = {{"alive", end_alive}};
+static const struct recovery_step now_stopped[] = {{"kill", do_kill}, {"sweep", do_sweep}, {"stopped", end_stopped}};
+static const struct recovery_step now_failed[] = {{"sweep", do_sweep}, {"failed", end_failed}};
+static const struct recovery_step start_again[] = {
+    {"kill", do_kill}, {"sweep", do_sweep}, {"carry-on", carry_on}, {"stopped", end_stopped}};
 
 static bool alive(const struct recovery *r)
 {
@@ -344,18 +346,19 @@ static bool host_restarted(const struct vm *vm)
 }
 
 /* The VM ran when the last daemon wrote its row, and it does not now. */
-static recovery_step *const *chain_gone(struct recovery *r)
+static const struct recovery_step *chain_gone(struct recovery *r)
 {
     struct live_vm *vm = r->vm;
-    bool stopping = left_is(r, "vm.stop") || left_is(r, "vm.kill") || left_is(r, "vm.restart");
 
-    r->finished = left_is(r, "vm.stop") || left_is(r, "vm.kill");
-    r->undone = "the VM is stopped";
-    r->unplanned = !stopping && !host_restarted(&vm->vm); /* a boot of the host is autostart's affair */
-    if (stopping || (r->found.found == BACKEND_FOUND_ENDED && r->found.end.end == BACKEND_END_GUEST_OFF) ||
+    if (left_is(r, "vm.restart"))
+        return start_again;
+    r->end.finished = left_is(r, "vm.stop");
+    r->end.undone = "the VM is stopped";
+    r->unplanned = !r->end.finished && !host_restarted(&vm->vm); /* a boot of the host is autostart's affair */
+    if (r->end.finished || (r->found.found == BACKEND_FOUND_ENDED && r->found.end.end == BACKEND_END_GUEST_OFF) ||
         host_restarted(&vm->vm))
         return now_stopped;
-    r->undone = "the VM has failed";
+    r->end.undone = "the VM has failed";
     if (r->found.found == BACKEND_FOUND_ENDED)
         live_vm_set_failure(vm, ERR_LIFECYCLE_OTHER,
                             r->found.end.end == BACKEND_END_PANIC ? VM_FAILURE_PANIC : VM_FAILURE_EXITED,
@@ -365,27 +368,40 @@ static recovery_step *const *chain_gone(struct recovery *r)
     return now_failed;
 }
 
-static recovery_step *const *choose(struct recovery *r)
+/* Whether the process is the one that a restart had begun: the row knows the first one. */
+static bool second_half(const struct recovery *r)
 {
-    bool ran = r->vm->vm.state == VM_RUNNING || r->vm->vm.state == VM_SUSPENDED;
+    return left_is(r, "vm.restart") && r->pid != r->vm->vm.runtime.pid;
+}
 
+static const struct recovery_step *choose(struct recovery *r)
+{
     if (left_is(r, "vm.destroy")) {
-        r->finished = true;
+        r->end.finished = true;
         return undo_create;
     }
     if (r->vm->vm.state == VM_PREPARING || left_is(r, "vm.create")) {
-        r->undone = "what had been made of the VM was removed";
+        r->end.rolled_back = true;
+        r->end.undone = "what had been made of the VM was removed";
         return undo_create;
     }
-    if (!ran) {
-        r->undone = "the process was ended and the VM is as it was before";
+    if (!ran(r)) {
+        r->end.finished = left_is(r, "vm.kill");
+        r->end.rolled_back = true;
+        r->end.undone = "the process was ended and the VM is as it was before";
         return undo_start;
+    }
+    if (left_is(r, "vm.kill")) {
+        r->end.finished = true;
+        return now_stopped;
     }
     if (!alive(r))
         return chain_gone(r);
-    r->finished = (left_is(r, "vm.suspend") && r->found.found == BACKEND_FOUND_SUSPENDED) ||
-                  (left_is(r, "vm.resume") && r->found.found == BACKEND_FOUND_RUNNING);
-    r->undone = r->found.found == BACKEND_FOUND_RUNNING ? "the VM runs on" : "the VM is suspended";
+    if (second_half(r))
+        return start_again;
+    r->end.finished = (left_is(r, "vm.suspend") && r->found.found == BACKEND_FOUND_SUSPENDED) ||
+                      (left_is(r, "vm.resume") && r->found.found == BACKEND_FOUND_RUNNING);
+    r->end.undone = r->found.found == BACKEND_FOUND_RUNNING ? "the VM runs on" : "the VM is suspended";
     return now_alive;
 }
 
@@ -395,25 +411,26 @@ static void adopted(struct backend_call *call, struct error *err)
 
     if (error_is_set(err))
         LOG_WARN("VM not adopted", "vm", r->vm->vm.name, "error", err->message);
+    CRASH_POINT("recover:adopted");
     r->call.done = chain_done;
     r->chain = choose(r);
     chain_next(r);
 }
 
-static int recover_vm(struct core *core, struct live_vm *vm, struct leftover *left, struct error *err)
+static int recover_vm(struct core *core, struct live_vm *vm, struct error *err)
 {
     struct recovery *r = mem_zalloc(sizeof(*r));
 
     if (r == NULL || live_vm_attach(vm, err) < 0) {
         mem_free(r);
-        leftover_free(left);
         return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
     }
     *r = (struct recovery){.core = core,
                            .vm = core_vm_ref(vm),
-                           .left = left,
+                           .left = TAKE_PTR(vm->left),
+                           .pid = vm->vm.runtime.pid,
                            .call.done = adopted,
-                           .undone = "",
+                           .end.undone = "",
                            .next = core->recoveries,
                            .at = &core->recoveries};
     if (r->next != NULL)
@@ -428,34 +445,8 @@ static int recover_vm(struct core *core, struct live_vm *vm, struct leftover *le
     return 0;
 }
 
-/* An operation whose VM is gone for good, or that another one was to follow: nothing to settle but its row. */
-static void orphan(struct core *core, struct leftover *l)
-{
-    const char *name = json_string_value(json_object_get(json_object_get(l->doc, "target"), "vm_name"));
-    struct change *ch = change_new(core);
-    int64_t now = clock_wall_ms();
-
-    end_doc(l, false, now);
-    put_interrupted(l, name != NULL ? name : l->vm_id, "a later operation settles the VM, or it is gone");
-    char *doc = json_text(json_incref(l->doc), 0, NULL);
-    change_leftover(ch, l->id, l->kind, l->vm_id, "failed", doc, l->created_at, now);
-    mem_free(doc);
-    keys_forget_operation(core, ch, l->id);
-    leftover_free(l);
-    change_commit(ch, NULL, NULL);
-}
-
-static void leftovers_free(struct leftover *l)
-{
-    for (struct leftover *next; l != NULL; l = next) {
-        next = l->next;
-        leftover_free(l);
-    }
-}
-
 int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct error *err)
 {
-    struct leftover *left = NULL;
     struct live_vm *seen = NULL;
     int64_t newest = 0;
 
@@ -463,30 +454,20 @@ int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct e
     core->recovered_arg = arg;
     core->recovering = 1;
     if (store_load_vms(core->store, load_vm, core, err) < 0 || store_load_keys(core->store, load_key, core, err) < 0 ||
-        store_event_range(core->store, &core->event_oldest, &newest, err) < 0 ||
-        store_load_operations(core->store, load_leftover, &left, err) < 0) {
-        leftovers_free(left);
+        store_event_range(core->store, &core->event_oldest, &newest, err) < 0)
         return -1;
-    }
     core->event_newest = newest;
     core->event_next = newest + 1;
+    CRASH_POINT("recover:loaded");
     core_prune(core);
-    for (struct leftover *l = left, *next; l != NULL; l = next) {
-        next = l->next;
-        struct live_vm *vm = registry_by_id(core, l->vm_id);
-        if (vm == NULL || vm->settling) {
-            orphan(core, l);
-        } else if (recover_vm(core, vm, l, err) < 0) {
-            leftovers_free(next);
-            return -1;
-        }
-    }
+    if (leftovers_load(core, err) < 0)
+        return -1;
     for (size_t i = 0; i < core->n_vms;
          i += i < core->n_vms && core->by_order[i] == seen) { /* one may be removed at once */
         struct live_vm *vm = seen = core->by_order[i];
-        bool ran = vm->vm.state == VM_RUNNING || vm->vm.state == VM_SUSPENDED || vm->vm.state == VM_PREPARING ||
-                   vm->vm.has_operation;
-        if (ran && !vm->settling && recover_vm(core, vm, NULL, err) < 0)
+        bool unsettled = vm->vm.state == VM_RUNNING || vm->vm.state == VM_SUSPENDED || vm->vm.state == VM_PREPARING ||
+                         vm->vm.has_operation || vm->left != NULL;
+        if (unsettled && !vm->settling && recover_vm(core, vm, err) < 0)
             return -1;
     }
     if (--core->recovering == 0) {

@@ -7,6 +7,7 @@
 #include "base/mem.h"
 #include "base/str.h"
 #include "core/internal.h"
+#include "core/leftover.h"
 
 struct tombstone {
     struct table_node node;
@@ -207,6 +208,7 @@ void core_vm_unref(struct live_vm *vm)
     live_vm_detach(vm);
     vm_done(&vm->vm);
     mem_free(vm->doc);
+    leftovers_free(vm->left);
     mem_free(vm);
 }
 

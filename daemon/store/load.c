@@ -52,6 +52,7 @@ static int load_rows(struct store *store, struct load *load, struct error *err)
 
 typedef int vm_fn(void *arg, const struct store_vm_row *row, struct error *err);
 typedef int operation_fn(void *arg, const struct store_operation_row *row, struct error *err);
+typedef int step_fn(void *arg, const struct store_step_row *row, struct error *err);
 typedef int key_fn(void *arg, const struct store_key_row *row, struct error *err);
 
 static int vm_row(struct load *load, sqlite3_stmt *stmt, struct error *err)
@@ -94,6 +95,19 @@ static int key_row(struct load *load, sqlite3_stmt *stmt, struct error *err)
     return (*(key_fn **)load->fn)(load->arg, &row, err);
 }
 
+static int step_row(struct load *load, sqlite3_stmt *stmt, struct error *err)
+{
+    const struct store_step_row row = {
+        .vm_id = text(stmt, 0),
+        .operation_id = text(stmt, 1),
+        .step = text(stmt, 2),
+        .state = text(stmt, 3),
+        .ms = sqlite3_column_int64(stmt, 4),
+    };
+
+    return (*(step_fn **)load->fn)(load->arg, &row, err);
+}
+
 int store_load_vms(struct store *store, vm_fn *fn, void *arg, struct error *err)
 {
     struct load load = {"SELECT id, name, doc, private_doc, destroyed_at FROM vms ORDER BY id", "ttt?i", vm_row, &fn,
@@ -107,6 +121,18 @@ int store_load_operations(struct store *store, operation_fn *fn, void *arg, stru
     struct load load = {"SELECT id, kind, vm_id, state, doc, created_at, finished_at FROM operations"
                         " WHERE finished_at = 0 ORDER BY id",
                         "tt?ttii", operation_row, &fn, arg};
+
+    return load_rows(store, &load, err);
+}
+
+int store_load_steps(struct store *store, step_fn *fn, void *arg, struct error *err)
+{
+    struct load load = {"SELECT o.vm_id, o.id, json_extract(e.doc, '$.data.step'), json_extract(e.doc, '$.data.state'),"
+                        " json_extract(e.doc, '$.data.ms')"
+                        " FROM operations AS o JOIN events AS e ON e.vm_id = o.vm_id"
+                        " WHERE o.finished_at = 0 AND e.type = 'operation.step' AND e.at >= o.created_at"
+                        " AND json_extract(e.doc, '$.operation_id') = o.id ORDER BY e.id",
+                        "tttti", step_row, &fn, arg};
 
     return load_rows(store, &load, err);
 }

@@ -55,6 +55,13 @@ int store_load_vms(struct store *store, int (*fn)(void *arg, const struct store_
 int store_load_operations(struct store *store,
                           int (*fn)(void *arg, const struct store_operation_row *row, struct error *err), void *arg,
                           struct error *err);
+/* The steps of unfinished operations, as the events tell them, in the order of time. */
+struct store_step_row {
+    const char *vm_id, *operation_id, *step, *state;
+    int64_t ms;
+};
+int store_load_steps(struct store *store, int (*fn)(void *arg, const struct store_step_row *row, struct error *err),
+                     void *arg, struct error *err);
 int store_load_keys(struct store *store, int (*fn)(void *arg, const struct store_key_row *row, struct error *err),
                     void *arg, struct error *err);
 /* The newest and oldest event ids (0: none; newest never goes back, also when old events were pruned). */

@@ -44,45 +44,74 @@ static void intent_durable(void *arg, struct error *err)
     vm_op_free(vo);
 }
 
-static struct vm_op *vm_op_new(struct live_vm *vm, const struct vm_plan *plan, const struct core_request *req,
-                               const struct core_verb_args *args, struct error *err)
+/* The frame around an operation, which it owns; NULL when memory is short. */
+static struct vm_op *frame_new(struct live_vm *vm, const struct vm_plan *plan, struct operation *res, int64_t timeout_s)
 {
-    struct vm_op *vo = mem_zalloc(sizeof(*vo));
-    struct operation *res = vo != NULL ? operation_new(vm->core, plan->kind, vm, req, err) : NULL;
+    struct vm_op *vo = res != NULL ? mem_zalloc(sizeof(*vo)) : NULL;
 
-    if (res == NULL) {
-        mem_free(vo);
-        error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+    if (vo == NULL) {
+        operation_unref(res);
         return NULL;
     }
-    *vo = (struct vm_op){.core = vm->core, .vm = core_vm_ref(vm), .res = res, .plan = plan, .timeout_s = -1};
+    *vo = (struct vm_op){.core = vm->core, .vm = core_vm_ref(vm), .res = res, .plan = plan, .timeout_s = timeout_s};
     vo->all_next = vm->core->vm_ops;
     vo->all_at = &vm->core->vm_ops;
     if (vo->all_next != NULL)
         vo->all_next->all_at = &vo->all_next;
     vm->core->vm_ops = vo;
     vo->deadline_ms = plan->deadline_ms;
-    if (req != NULL && req->peer != NULL) {
-        vo->peer_known = true;
-        vo->peer = *req->peer;
-    }
-    if (args != NULL)
-        vo->timeout_s = args->timeout_s;
     if (plan->verb == VM_STOP || plan->verb == VM_RESTART) /* the guest's time, and ours */
         vo->deadline_ms += (vo->timeout_s >= 0 ? vo->timeout_s : STOP_TIMEOUT_S) * 1000;
     res->deadline = res->created_at + vo->deadline_ms;
     vm_op_build_steps(vo);
+    return vo;
+}
+
+static struct vm_op *vm_op_new(struct live_vm *vm, const struct vm_plan *plan, const struct core_request *req,
+                               const struct core_verb_args *args, struct error *err)
+{
+    struct vm_op *vo =
+        frame_new(vm, plan, operation_new(vm->core, plan->kind, vm, req, err), args != NULL ? args->timeout_s : -1);
+
+    if (vo == NULL) {
+        error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+        return NULL;
+    }
+    if (req != NULL && req->peer != NULL) {
+        vo->peer_known = true;
+        vo->peer = *req->peer;
+    }
     if (req != NULL && req->idempotency_key != NULL) {
         vo->key = mem_strdup(req->idempotency_key);
         vo->fingerprint = mem_strdup(req->fingerprint);
         if (vo->key == NULL || vo->fingerprint == NULL ||
-            keys_add(vm->core, vo->key, vo->fingerprint, res->id, res->created_at) < 0) {
+            keys_add(vm->core, vo->key, vo->fingerprint, vo->res->id, vo->res->created_at) < 0) {
             vm_op_free(vo);
             error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
             return NULL;
         }
     }
     return vo;
+}
+
+int vm_op_carry_on(struct live_vm *vm, const struct vm_plan *plan, const char *from, const char *id, int64_t created_at,
+                   struct error *err)
+{
+    struct vm_op *vo = frame_new(vm, plan, operation_again(vm->core, plan->kind, vm, id, created_at, err), -1);
+
+    if (vo == NULL)
+        return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+    while (vo->first < plan->n_steps - 1 && strcmp(plan->steps[vo->first].name, from) != 0) {
+        const struct vm_step *step = &plan->steps[vo->first];
+        vo->res->steps[vo->first].state = OP_STEP_DONE;
+        vo->res->steps[vo->first++].skipped = step->skip != NULL;
+    }
+    vo->res->deadline = clock_wall_ms() + vo->deadline_ms;
+    vm->core->n_running++;
+    vm->op = vo;
+    LOG_INFO("operation carried on", "operation", id, "kind", plan->kind, "vm", vm->vm.name, "from", from);
+    vm_op_walk(vo);
+    return 0;
 }
 
 static bool let_go_soon(const struct live_vm *vm)

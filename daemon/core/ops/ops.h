@@ -36,7 +36,8 @@ struct vm_op {
     struct live_vm *vm;    /* referenced */
     struct operation *res; /* referenced */
     const struct vm_plan *plan;
-    struct op *op; /* NULL before the intent is durable, and while it waits for the VM */
+    unsigned first; /* the step it begins with: not 0 when it is carried on */
+    struct op *op;  /* NULL before the intent is durable, and while it waits for the VM */
     struct op_step steps[OPERATION_STEPS_MAX];
     struct backend_call call;
     enum { VM_OP_IDLE, VM_OP_HOOK, VM_OP_RUN, VM_OP_UNDO } phase;
@@ -76,12 +77,18 @@ struct vm_op {
 extern const struct vm_plan vm_create_plan, vm_create_start_plan, vm_start_plan, vm_stop_plan, vm_kill_plan,
     vm_reset_plan, vm_restart_plan, vm_suspend_plan, vm_resume_plan, vm_destroy_plan;
 const struct vm_plan *vm_plan_of(enum vm_verb verb);
+/* NULL: there is none. */
+const struct vm_step *vm_step_named(const char *kind, const char *name);
 
 /* Begins an operation: the VM is held (or it queues behind the one that holds it when `queue`), the intent is written,
  * and when that is durable the engine walks.  The operation is returned at once, referenced by its vm_op;
  * operation_watch tells when it is durable.  `state_change`: the VM's row is written with the intent. */
 int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct core_request *req,
                 const struct core_verb_args *args, bool queue, struct operation **ret, struct error *err);
+/* One that the daemon before began and had brought as far as the step `from`: it goes on from there, and nothing of what
+ * came before is undone any more. */
+int vm_op_carry_on(struct live_vm *vm, const struct vm_plan *plan, const char *from, const char *id, int64_t created_at,
+                   struct error *err);
 /* An operation that has nothing to do: it succeeds as soon as it is durable. */
 int vm_op_nothing(struct live_vm *vm, const struct core *core, const char *kind, const struct core_request *req,
                   struct operation **ret, struct error *err);

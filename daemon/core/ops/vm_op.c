@@ -43,6 +43,17 @@ const struct vm_plan *vm_plan_of(enum vm_verb verb)
     return plans[verb];
 }
 
+const struct vm_step *vm_step_named(const char *kind, const char *name)
+{
+    for (enum vm_verb verb = 0; verb < VM_VERB_MAX; verb++) {
+        const struct vm_plan *plan = verb == VM_CREATE ? &vm_create_start_plan : vm_plan_of(verb);
+        for (unsigned i = 0; strcmp(plan->kind, kind) == 0 && i < plan->n_steps; i++)
+            if (strcmp(plan->steps[i].name, name) == 0)
+                return &plan->steps[i];
+    }
+    return NULL;
+}
+
 /* --- the end: the VM is let go, the next in the queue begins --- */
 
 void vm_op_begin_next(struct live_vm *vm)
@@ -169,8 +180,9 @@ static const char *const crash_names[] = {"", "before", "after", "failed", "undo
 static void step_changed(struct op *op, unsigned index, enum op_step_state state, const struct error *err)
 {
     struct vm_op *vo = op_data(op);
-    struct operation_step *s = &vo->res->steps[index];
 
+    index += vo->first;
+    struct operation_step *s = &vo->res->steps[index];
     CRASH_POINT("op:%s:%s:%s", vo->plan->kind, s->name, crash_names[state]);
     if (vo->persisted)
         return;
@@ -196,11 +208,16 @@ static void step_changed(struct op *op, unsigned index, enum op_step_state state
 
 static const struct op_observer observer = {.step = step_changed, .finished = engine_finished};
 
+static const struct vm_step *current(const struct vm_op *vo)
+{
+    return &vo->plan->steps[vo->first + op_step_index(vo->op)];
+}
+
 static int run_current(struct vm_op *vo, struct error *err)
 {
-    const struct vm_step *step = &vo->plan->steps[op_step_index(vo->op)];
+    const struct vm_step *step = current(vo);
 
-    if (vo->res->steps[op_step_index(vo->op)].skipped)
+    if (vo->res->steps[vo->first + op_step_index(vo->op)].skipped)
         return 0;
     vo->phase = VM_OP_RUN;
     vo->calling = true;
@@ -231,9 +248,9 @@ static void call_done(struct backend_call *call, struct error *err)
 static int engine_run(struct op *op, struct error *err)
 {
     struct vm_op *vo = op_data(op);
-    const struct vm_step *step = &vo->plan->steps[op_step_index(op)];
 
     vo->op = op; /* the first step may run before op_start's caller has its result */
+    const struct vm_step *step = current(vo);
     if (step->run == step_spawn)
         vo->spawn_failed =
             true; /* the process is the reason of what fails from now on, until its end is to be written */
@@ -256,7 +273,7 @@ static int engine_run(struct op *op, struct error *err)
 static int engine_undo(struct op *op, struct error *err)
 {
     struct vm_op *vo = op_data(op);
-    const struct vm_step *step = &vo->plan->steps[op_step_index(op)];
+    const struct vm_step *step = current(vo);
 
     vo->phase = VM_OP_UNDO;
     vo->call.done = call_done;
@@ -327,7 +344,8 @@ void vm_op_walk(struct vm_op *vo)
         vm_state_error(vo->plan->verb, vm->vm.name, vm->vm.state, &err);
     else if (live_vm_attach(vm, &err) == 0) {
         vo->res->state = OPERATION_RUNNING;
-        vo->op = op_start(vo->core->loop, vo->steps, vo->plan->n_steps, vo->deadline_ms, &observer, vo);
+        vo->op = op_start(vo->core->loop, vo->steps + vo->first, vo->plan->n_steps - vo->first, vo->deadline_ms,
+                          &observer, vo);
         if (vo->op == NULL)
             error_set(&err, ERR_DAEMON_OVERLOADED, "out of memory");
     }

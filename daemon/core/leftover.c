@@ -1,0 +1,214 @@
+/* leftover.c - an operation that the last daemon left unfinished: its row, the steps it took, and how it ends.
+ *
+ * The row is the intent; the steps are told by the events that were durable when the daemon ended.  What recover.c made
+ * of the VM decides whether the operation has reached its goal (succeeded) or not (operation::interrupted, with what was
+ * rolled back; its idempotency key is free again, so that a retry begins it anew). */
+#include "core/leftover.h"
+
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "base/problem.h"
+#include "core/ops/ops.h"
+#include "model/json_text.h"
+
+static void leftover_free(struct leftover *l)
+{
+    mem_free(l->id);
+    mem_free(l->kind);
+    mem_free(l->vm_id);
+    json_decref(l->doc);
+    mem_free(l);
+}
+
+void leftovers_free(struct leftover *list)
+{
+    for (struct leftover *next; list != NULL; list = next) {
+        next = list->next;
+        leftover_free(list);
+    }
+}
+
+/* --- loading --- */
+
+struct loading {
+    struct core *core;
+    struct leftover *orphans;
+};
+
+static struct leftover **list_of(struct loading *load, const char *vm_id)
+{
+    struct live_vm *vm = registry_by_id(load->core, vm_id);
+
+    return vm != NULL ? &vm->left : &load->orphans;
+}
+
+static int load_row(void *arg, const struct store_operation_row *row, struct error *err)
+{
+    struct leftover *l = mem_zalloc(sizeof(*l)), **list;
+
+    if (l == NULL)
+        return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+    l->id = mem_strdup(row->id);
+    l->kind = mem_strdup(row->kind);
+    l->vm_id = mem_strdup(row->vm_id != NULL ? row->vm_id : "");
+    l->doc = json_loads(row->doc, 0, NULL);
+    l->created_at = row->created_at;
+    if (l->id == NULL || l->kind == NULL || l->vm_id == NULL || l->doc == NULL) {
+        leftover_free(l);
+        return error_set(err, ERR_DAEMON_INTERNAL, "the stored operation %s cannot be read", row->id);
+    }
+    list = list_of(arg, l->vm_id); /* the rows come oldest first */
+    l->next = *list;
+    *list = l;
+    return 0;
+}
+
+static json_t *step_named(const struct leftover *l, const char *name)
+{
+    size_t i;
+    json_t *step;
+
+    json_array_foreach(json_object_get(l->doc, "steps"), i, step)
+    {
+        const char *text = json_string_value(json_object_get(step, "name"));
+        if (text != NULL && strcmp(text, name) == 0)
+            return step;
+    }
+    return NULL;
+}
+
+static int load_step(void *arg, const struct store_step_row *row, struct error *err)
+{
+    struct leftover *l = *list_of(arg, row->vm_id);
+
+    (void)err;
+    while (l != NULL && strcmp(l->id, row->operation_id) != 0)
+        l = l->next;
+    json_t *step = l != NULL ? step_named(l, row->step) : NULL;
+    if (step != NULL) {
+        json_object_set_new(step, "state", json_string(row->state));
+        json_object_set_new(step, "ms", json_integer(row->ms));
+    }
+    return 0;
+}
+
+/* --- the end of one --- */
+
+/* A step that was to come or under way. */
+static const char *end_of_step(const struct vm_step *step, const char *state, const struct leftover_end *end)
+{
+    bool running = strcmp(state, "running") == 0 || strcmp(state, "undoing") == 0;
+    bool undo = step != NULL && step->undo != NULL;
+
+    if (end->finished && strcmp(state, "pending") == 0)
+        return step != NULL && step->skip != NULL ? "skipped" : "done";
+    if (end->finished)
+        return running ? "done" : state;
+    if (end->rolled_back && undo && (running || strcmp(state, "done") == 0))
+        return "undone";
+    return running ? "failed" : state;
+}
+
+static void end_steps(struct leftover *l, const struct leftover_end *end)
+{
+    size_t i;
+    json_t *step;
+
+    json_array_foreach(json_object_get(l->doc, "steps"), i, step)
+    {
+        const char *name = json_string_value(json_object_get(step, "name"));
+        const char *state = json_string_value(json_object_get(step, "state"));
+        if (name == NULL || state == NULL)
+            continue;
+        const char *now = end_of_step(vm_step_named(l->kind, name), state, end);
+        if (now == state)
+            continue;
+        json_object_set_new(step, "state", json_string(now));
+        if (!json_is_integer(json_object_get(step, "ms")))
+            json_object_set_new(step, "ms", json_integer(0));
+    }
+}
+
+static void end_doc(struct leftover *l, const struct leftover_end *end, int64_t now)
+{
+    char at[CLOCK_TEXT_MAX];
+
+    end_steps(l, end);
+    json_object_set_new(l->doc, "state", json_string(end->finished ? "succeeded" : "failed"));
+    json_object_set_new(l->doc, "step", json_null());
+    json_object_set_new(l->doc, "cancellable", json_false());
+    json_object_set_new(l->doc, "finished_at", json_string(clock_text(now, at)));
+}
+
+static void put_interrupted(struct leftover *l, const char *name, const char *undone)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    CLEANUP_BUF struct buf problem = BUF_INIT(65536);
+    CLEANUP_FREE char *path = mem_printf("/v1/vms/%s", name);
+
+    error_set(&err, ERR_OPERATION_INTERRUPTED, "%s of VM %s was interrupted: vmmd stopped; %s", l->kind, name, undone);
+    error_ctx_str(&err, "vm", name);
+    error_ctx_str(&err, "rolled_back", undone);
+    error_problem(&err, path != NULL ? path : "", "", &problem);
+    json_object_set_new(l->doc, "error", json_loadb(problem.data, problem.len, 0, NULL));
+}
+
+static void put_event(struct change *ch, const char *name, const struct leftover *l, bool finished)
+{
+    json_t *data = json_pack("{s:s,s:s}", "kind", l->kind, "state", finished ? "succeeded" : "failed");
+
+    if (!finished)
+        json_object_set_new(data, "code", json_string(error_info(ERR_OPERATION_INTERRUPTED)->code));
+    change_leftover_event(ch, l->vm_id, name, l->id, data);
+}
+
+void leftover_end(struct core *core, struct change *ch, const struct live_vm *vm, struct leftover *l,
+                  const struct leftover_end *end)
+{
+    const char *target = json_string_value(json_object_get(json_object_get(l->doc, "target"), "vm_name"));
+    const char *name = vm != NULL ? vm->vm.name : target != NULL ? target : l->vm_id;
+    int64_t now = clock_wall_ms();
+
+    end_doc(l, end, now);
+    if (!end->finished)
+        put_interrupted(l, name, end->undone);
+    else if (vm != NULL)
+        json_object_set_new(l->doc, "result", vm_json(&vm->vm));
+    CLEANUP_FREE char *doc = json_text(json_incref(l->doc), 0, NULL);
+    change_leftover(ch, l->id, l->kind, l->vm_id, end->finished ? "succeeded" : "failed", doc, l->created_at, now);
+    put_event(ch, name, l, end->finished);
+    LOG_INFO("operation settled", "operation", l->id, "kind", l->kind, "vm", name, "result",
+             end->finished ? "finished" : end->undone);
+    if (!end->finished)
+        keys_forget_operation(core, ch, l->id);
+}
+
+/* Those whose VM is gone for good: a destroy has what it asks for. */
+static void orphans_end(struct core *core, struct leftover *list)
+{
+    struct change *ch = list != NULL ? change_new(core) : NULL;
+
+    if (list == NULL)
+        return;
+    for (struct leftover *l = list; l != NULL; l = l->next)
+        leftover_end(core, ch, NULL, l,
+                     &(struct leftover_end){.finished = strcmp(l->kind, "vm.destroy") == 0,
+                                            .undone = "the VM has been destroyed meanwhile"});
+    change_commit(ch, NULL, NULL);
+}
+
+int leftovers_load(struct core *core, struct error *err)
+{
+    struct loading load = {.core = core};
+    int rc = store_load_operations(core->store, load_row, &load, err);
+
+    if (rc == 0)
+        rc = store_load_steps(core->store, load_step, &load, err);
+    if (rc == 0)
+        orphans_end(core, load.orphans);
+    leftovers_free(load.orphans);
+    return rc;
+}
