@@ -77,6 +77,15 @@ def test_replay_of_a_failed_operation_answers_its_problem(api):
     assert again.headers["Idempotency-Replayed"] == "true"
 
 
+def test_failure_is_replayed_by_the_next_daemon_too(vmmd, api):
+    make_vm(api, labels={"noop.fail": "greet"})
+    first = api.post("/v1/vms/web/start", headers=key(), prefer_wait=30)
+    vmmd.restart()
+    again = api.post("/v1/vms/web/start", headers=key(), prefer_wait=30)
+    assert (again.status, again.code) == (first.status, first.code)
+    assert again.json["request_id"] == again.headers["X-Request-Id"] and again.json["instance"] == "/v1/vms/web/start"
+
+
 def test_concurrent_requests_with_one_key_are_one_operation(api):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: api.post("/v1/vms", create_body("web"), headers=key()), range(8)))
