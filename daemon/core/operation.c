@@ -291,6 +291,7 @@ void operation_unwatch(struct operation_watch *w)
 void operation_accepted(struct operation *op)
 {
     op->accepted = true;
+    operation_doc(op); /* it may end, and be asked for, before its end is durable */
     watches_tell(op);
 }
 

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from lib.vms import begin, do, ended, eventually, get_operation, get_vm, in_state, make_vm, settled
+from lib.vms import begin, create_body, do, ended, eventually, get_operation, get_vm, in_state, make_vm, settled
 
 SLOW_START = {"noop.delay_ms.spawn": "20000"}
 START_STEPS = ["reserve", "prepare", "spawn", "greet", "verify", "persist", "announce"]
@@ -129,6 +129,14 @@ def test_cancel_ends_the_operation_and_undoes_it(api):
     assert operation["error"]["code"] == "vm_manager::operation::cancelled"
     vm = get_vm(api)
     assert vm["state"] == before and vm["operation"] is None
+
+
+def test_one_that_fails_at_once_is_accepted_with_its_document(api):
+    """A kill that cancels the create of its VM has nothing left to kill before its 202 is written."""
+    made = api.post("/v1/vms", create_body("web", labels={"noop.delay_ms.build": "30000"}))
+    eventually(lambda: get_operation(api, made.json["id"]), lambda op: op["step"] == "build")
+    answer = begin(api, "kill")  # held against the contract
+    assert answer["kind"] == "vm.kill" and ended(api, answer["id"])["state"] == "failed"
 
 
 def test_ended_operation_is_not_cancellable(api):
