@@ -85,6 +85,8 @@ static int load_step(void *arg, const struct store_step_row *row, struct error *
     struct leftover *l = *list_of(arg, row->vm_id);
 
     (void)err;
+    if (row->step == NULL || row->state == NULL)
+        return 0;
     while (l != NULL && strcmp(l->id, row->operation_id) != 0)
         l = l->next;
     json_t *step = l != NULL ? step_named(l, row->step) : NULL;
@@ -102,11 +104,10 @@ static const char *end_of_step(const struct vm_step *step, const char *state, co
 {
     bool running = strcmp(state, "running") == 0 || strcmp(state, "undoing") == 0;
     bool undo = step != NULL && step->undo != NULL;
+    bool skip = step != NULL && step->skip != NULL;
 
-    if (end->finished && strcmp(state, "pending") == 0)
-        return step != NULL && step->skip != NULL ? "skipped" : "done";
     if (end->finished)
-        return running ? "done" : state;
+        return strcmp(state, "skipped") == 0 || (skip && strcmp(state, "pending") == 0) ? "skipped" : "done";
     if (end->rolled_back && undo && (running || strcmp(state, "done") == 0))
         return "undone";
     return running ? "failed" : state;
@@ -205,8 +206,10 @@ int leftovers_load(struct core *core, struct error *err)
     struct loading load = {.core = core};
     int rc = store_load_operations(core->store, load_row, &load, err);
 
-    if (rc == 0)
-        rc = store_load_steps(core->store, load_step, &load, err);
+    CLEANUP_ERROR struct error own = ERROR_INIT;
+    if (rc == 0 && store_load_steps(core->store, load_step, &load, &own) < 0)
+        LOG_WARN("the steps of interrupted operations are not known", "error",
+                 own.message); /* no reason not to start */
     if (rc == 0)
         orphans_end(core, load.orphans);
     leftovers_free(load.orphans);

@@ -385,6 +385,8 @@ static const struct recovery_step *choose(struct recovery *r)
         r->end.undone = "what had been made of the VM was removed";
         return undo_create;
     }
+    if (!ran(r) && left_is(r, "vm.restart"))
+        return start_again;
     if (!ran(r)) {
         r->end.finished = left_is(r, "vm.kill");
         r->end.rolled_back = true;

@@ -132,7 +132,7 @@ int store_load_steps(struct store *store, step_fn *fn, void *arg, struct error *
                         " FROM operations AS o JOIN events AS e ON e.vm_id = o.vm_id"
                         " WHERE o.finished_at = 0 AND e.type = 'operation.step' AND e.at >= o.created_at"
                         " AND json_extract(e.doc, '$.operation_id') = o.id ORDER BY e.id",
-                        "tttti", step_row, &fn, arg};
+                        "tt??i", step_row, &fn, arg};
 
     return load_rows(store, &load, err);
 }

@@ -57,7 +57,8 @@ int store_load_operations(struct store *store,
                           struct error *err);
 /* The steps of unfinished operations, as the events tell them, in the order of time. */
 struct store_step_row {
-    const char *vm_id, *operation_id, *step, *state;
+    const char *vm_id, *operation_id;
+    const char *step, *state; /* NULL where the event is damaged */
     int64_t ms;
 };
 int store_load_steps(struct store *store, int (*fn)(void *arg, const struct store_step_row *row, struct error *err),

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from lib.vms import begin, create_body, destroy, do, ended, eventually, get_operation, get_vm, in_state, make_vm
+from lib.vms import (begin, create_body, destroy, do, ended, eventually, get_operation, get_vm, in_state, make_vm,
+                      set_labels)
 
 WAYS = ["SIGTERM", "SIGKILL"]
 
@@ -106,6 +107,58 @@ def test_operation_under_way_is_finished_or_undone(api, vmmd, way, step):
         assert vm["state"] in ("prepared", "failed")
         api.patch("/v1/vms/web", {"labels": {f"noop.delay_ms.{step}": None}})
         assert do(api, "start").json["result"]["state"] == "running"
+
+
+def step_is_told(api, op_id, step, state):
+    """Waits until the event of the step's state is durable."""
+    with api.events(since=0) as stream:
+        stream.until(lambda e: e.data["operation_id"] == op_id and e.data["type"] == "operation.step"
+                     and (e.data["data"]["step"], e.data["data"]["state"]) == (step, state))
+
+
+def test_interrupted_operation_tells_its_steps(api, vmmd):
+    make_vm(api, labels={"noop.delay_ms.greet": "30000"})
+    op_id = begin(api, "start")["id"]
+    step_is_told(api, op_id, "greet", "running")
+    again(vmmd, "SIGKILL")
+    steps = {step["name"]: step["state"] for step in get_operation(api, op_id)["steps"]}
+    assert steps == {"reserve": "done", "prepare": "undone", "spawn": "undone", "greet": "failed", "verify": "pending",
+                     "persist": "pending", "announce": "pending"}
+
+
+def test_restart_half_done_is_carried_on(api, vmmd):
+    """Its second half is the same operation, under the next daemon; in between the VM is stopped, and says so."""
+    in_state(api, "running")
+    set_labels(api, "web", {"noop.delay_ms.spawn": "1500"})
+    op_id = begin(api, "restart", headers={"Idempotency-Key": "k"})["id"]
+    eventually(lambda: get_operation(api, op_id), lambda op: op["step"] == "spawn")
+    vm = eventually(lambda: get_vm(api), lambda vm: vm["state"] == "stopped")
+    assert vm["operation"] == op_id and not any(c["status"] for c in vm["conditions"])
+    again(vmmd, "SIGKILL")
+    assert get_operation(api, op_id)["state"] in ("running", "succeeded")
+    operation = ended(api, op_id)
+    assert operation["state"] == "succeeded" and {s["state"] for s in operation["steps"]} == {"done", "skipped"}
+    assert get_vm(api)["state"] == "running" and get_vm(api)["operation"] is None
+    replay = api.post("/v1/vms/web/restart", headers={"Idempotency-Key": "k"}, prefer_wait=30)
+    assert replay.json["id"] == op_id and replay.headers["Idempotency-Replayed"] == "true"
+
+
+def test_kill_left_behind_is_finished(api, vmmd):
+    in_state(api, "running")
+    set_labels(api, "web", {"noop.delay_ms.kill": "30000"})
+    op_id = begin(api, "kill")["id"]
+    again(vmmd, "SIGKILL")
+    assert get_operation(api, op_id)["state"] == "succeeded" and get_vm(api)["state"] == "stopped"
+
+
+def test_vm_found_resumed_gets_ready(api, vmmd):
+    in_state(api, "suspended")
+    set_labels(api, "web", {"noop.delay_ms.persist": "30000", "noop.adopt": "running"})
+    begin(api, "resume")
+    eventually(lambda: get_vm(api)["operation"], bool)
+    again(vmmd, "SIGKILL")
+    assert get_vm(api)["state"] == "running"
+    assert api.get("/v1/vms/web/wait", query={"for": "ready", "timeout": 20}).status == 200
 
 
 @pytest.mark.parametrize("way", WAYS)

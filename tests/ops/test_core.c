@@ -647,6 +647,52 @@ static void interrupted(void **state)
     }
 }
 
+/* A later operation that waited behind another: both end, and the later one decides. */
+static const struct {
+    const char *older, *newer, *older_ends, *newer_ends, *now;
+} pairs[] = {
+    {"vm.start", "vm.kill", "failed", "succeeded", "prepared"},
+    {"vm.start", "vm.destroy", "failed", "succeeded", "destroyed"},
+    {"vm.kill", "vm.kill", "succeeded", "succeeded", "prepared"},
+    {"vm.destroy", "vm.destroy", "succeeded", "succeeded", "destroyed"},
+    {"vm.kill", "vm.destroy", "failed", "succeeded", "destroyed"},
+};
+
+static void interrupted_together(void **state)
+{
+    struct core_bed *b = *state;
+    char id[UUID_TEXT_MAX];
+
+    for (size_t i = 0; i < ARRAY_SIZE(pairs); i++) {
+        print_message("  %s, %s\n", pairs[i].older, pairs[i].newer);
+        core_bed_make(b, "{\"name\":\"web\",\"backend\":\"noop\"}");
+        uuid_text(&core_bed_vm(b, "web")->vm.id, id);
+        core_bed_quiet(b);
+        core_bed_close(b, 1000);
+        core_bed_open_store(b);
+        plant(b, "DELETE FROM events");
+        leave_behind(b, pairs[i].older, "older");
+        leave_behind(b, pairs[i].newer, "newer");
+        core_bed_open(b);
+        core_bed_quiet(b);
+        row_is(b, "SELECT state FROM operations WHERE created_at = 1 ORDER BY id LIMIT 1", NULL, pairs[i].older_ends);
+        row_is(b, "SELECT state FROM operations WHERE created_at = 1 ORDER BY id DESC LIMIT 1", NULL,
+               pairs[i].newer_ends);
+        row_is(b, "SELECT json_extract(doc, '$.state') FROM vms WHERE id = ?", id, pairs[i].now);
+        row_is(b,
+               "SELECT count(*) FROM events JOIN operations ON operations.id = json_extract(events.doc, "
+               "'$.operation_id') WHERE type = 'operation.finished' AND state = json_extract(events.doc, "
+               "'$.data.state')",
+               NULL, "2");
+        plant(b, "DELETE FROM operations");
+        plant(b, "DELETE FROM idempotency_keys");
+        keys_remove(b->core, "older");
+        keys_remove(b->core, "newer");
+        if (core_bed_vm(b, "web") != NULL)
+            assert_int_equal(core_bed_do(b, "web", VM_DESTROY), ERR_NONE);
+    }
+}
+
 /* The daemon leaves in the middle of a start: parked now, undone at the next start. */
 static void parked(void **state)
 {
@@ -796,6 +842,7 @@ int main(void)
         CORE_TEST(lists),
         CORE_TEST(ports_have_one_holder),
         CORE_TEST(interrupted),
+        CORE_TEST(interrupted_together),
         CORE_TEST(parked),
         CORE_TEST(refused_is_written_again),
         CORE_TEST(refused_failure_stays_one),

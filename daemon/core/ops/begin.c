@@ -11,6 +11,20 @@
 #include "base/mem.h"
 #include "core/ops/frame.h"
 
+/* Not before there is a row that says why. */
+static void cancel_holder(struct vm_op *vo)
+{
+    struct vm_op *holder = vo->vm->op;
+    CLEANUP_ERROR struct error reason = ERROR_INIT;
+
+    /* A second kill or destroy waits for the first: they ask for the same. */
+    if (holder == NULL || holder->persisted || holder->plan == vo->plan)
+        return;
+    error_set(&reason, ERR_OPERATION_CANCELLED, "%s of VM %s was cancelled: %s was asked for", holder->plan->kind,
+              vo->vm->vm.name, vo->plan->kind);
+    vm_op_cancel(holder, &reason);
+}
+
 static void intent_durable(void *arg, struct error *err)
 {
     struct vm_op *vo = arg;
@@ -21,6 +35,8 @@ static void intent_durable(void *arg, struct error *err)
         operation_accepted(vo->res);
         if (vm->op == vo && !vo->parked)
             vm_op_walk(vo);
+        else if (vm->op != vo)
+            cancel_holder(vo);
         return;
     }
     operation_refused(vo->res, err);
@@ -171,13 +187,6 @@ static void enqueue(struct vm_op *vo)
     while (*end != NULL)
         end = &(*end)->next;
     *end = vo;
-    if (let_go_soon(vm) ||
-        vm->op->plan == vo->plan) /* a second kill or destroy waits for the first: they ask for the same */
-        return;
-    CLEANUP_ERROR struct error reason = ERROR_INIT;
-    error_set(&reason, ERR_OPERATION_CANCELLED, "%s of VM %s was cancelled: %s was asked for", vm->op->plan->kind,
-              vm->vm.name, vo->plan->kind);
-    vm_op_cancel(vm->op, &reason);
 }
 
 int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct core_request *req,

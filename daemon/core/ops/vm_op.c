@@ -315,12 +315,14 @@ static void already_destroyed(struct vm_op *vo)
     change_commit(ch, failure_durable, vo);
 }
 
-/* It may have waited for another that was about to let go, and the VM may have ended meanwhile. */
+/* It may have waited for another that was about to let go, and the VM may have ended meanwhile.  One that is carried on
+ * was. */
 static bool still_allowed(const struct vm_op *vo)
 {
     enum vm_verb verb = vo->plan->verb;
 
-    return verb == VM_CREATE || verb == VM_KILL || verb == VM_DESTROY || vm_verb_allowed(verb, vo->vm->vm.state);
+    return vo->first > 0 || verb == VM_CREATE || verb == VM_KILL || verb == VM_DESTROY ||
+           vm_verb_allowed(verb, vo->vm->vm.state);
 }
 
 void vm_op_walk(struct vm_op *vo)

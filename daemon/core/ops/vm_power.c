@@ -63,13 +63,20 @@ static int persist_resumed(struct vm_op *vo, struct error *err)
 /* Between the two halves of a restart: the first process is gone, nothing of it remains. */
 static int restart_turn(struct vm_op *vo, struct error *err)
 {
+    enum vm_state from = vo->vm->vm.state;
+
     vo->stop_asked = false;
     vo->ended = false;
-    change_lazy_event(
-        vo->core, "vm.state_changed", vo->vm, vo->res,
-        json_pack("{s:s,s:s,s:s}", "from", vm_state_text(vo->vm->vm.state), "to", "stopped", "cause", vo->plan->kind));
     vm_runtime_stopped(&vo->vm->vm.runtime);
+    live_vm_conditions_down(vo->vm, "stopped");
     vo->vm->vm.state = VM_STOPPED;
+    if (from !=
+        VM_STOPPED) { /* a daemon that finds this carries the restart on; one that does not finds the process gone */
+        struct change *ch = change_new(vo->core);
+        change_vm(ch, vo->vm, false);
+        change_state_event(ch, vo->vm, vo->res, from, vo->plan->kind);
+        change_commit(ch, NULL, NULL);
+    }
     return step_reserve(vo, err);
 }
 
