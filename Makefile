@@ -166,7 +166,7 @@ PYTEST     = $(PYTHON) -m pytest -q -n 2
 RUN_C      = tests/lib/run-c-tests.sh
 NEED_TESTS = @contrib/deps.sh --need build run test
 
-.PHONY: check check-unit check-http check-cli check-e2e check-storm
+.PHONY: check check-unit check-http check-cli check-e2e check-storm check-crash
 check: ## everything: packages, build, guest, lint and all tests
 	@MAKE='$(MAKE)' PYTHON='$(PYTHON)' tests/lib/check.sh
 
@@ -187,6 +187,12 @@ check-e2e: all guest ## real guests
 
 check-storm: all ## random clients, ends, kills and restarts (STORM="--seed 7 --seconds 300")
 	@$(PYTHON) tests/fault/stress.py $(STORM)
+
+# Crash points are in a build of their own, and in no other (daemon/base/crash.h).
+check-crash: guest ## kill -9 at every point of every operation, and a table of what became of it (CRASH="--backend noop")
+	$(NEED_TESTS)
+	@$(MAKE) --no-print-directory -s BUILD=build-crash CRASH_POINTS=yes all
+	@VMMD_BIN=$(CURDIR)/build-crash/vmmd $(PYTHON) tests/fault/crash.py $(CRASH)
 
 # Each sanitizer has a build of its own, and C tests and black box tests that stay away from QEMU run on it.
 ASAN_FLAGS = BUILD=build-asan SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined' HARDEN=-fPIE OPTIMISE='-O1 -g -fno-omit-frame-pointer'
@@ -273,7 +279,7 @@ uninstall: ## remove what install made; data and configuration stay
 
 .PHONY: clean help
 clean: ## remove everything that was built
-	rm -rf build build-asan build-tsan build-clang
+	rm -rf build build-asan build-tsan build-clang build-crash
 
 help: ## this list
 	@awk -F ':.*## ' '/^##@/ { print "\n" substr($$0, 5) } /^[a-z0-9-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
