@@ -310,7 +310,7 @@ static int carry_on(struct recovery *r, struct error *err)
 {
     struct leftover *older = r->left->next;
 
-    if (vm_op_carry_on(r->vm, &vm_restart_plan, "reserve", r->left->id, r->left->created_at, err) < 0) {
+    if (vm_op_carry_on(r->vm, &vm_restart_plan, "reserve", r->left, err) < 0) {
         r->end.undone = "the VM is stopped";
         return -1;
     }

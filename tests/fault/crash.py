@@ -28,7 +28,6 @@ os.environ.setdefault("VMMD_BIN", os.path.join(ROOT, "build-crash", "vmmd"))
 
 import crash_cases  # noqa: E402
 from crash_world import GONE, INTERRUPTED, Unreached, World, body_of, check_operation  # noqa: E402
-from lib.vmmd import SLOW  # noqa: E402
 from lib.vms import eventually  # noqa: E402
 
 # Of what comes by chance beside an operation (an agent's answer, the steps' events), the first is enough.
@@ -57,16 +56,20 @@ class Run:
                 self.set_labels(case.labels)
         if case.holder:
             verb, step = case.holder
-            answer = self.ask("POST", "/v1/vms" if verb == "create" else f"{self.path()}/{verb}",
-                              body_of(case, self.name) if verb == "create" else None) if verb != "destroy" else \
-                self.ask("DELETE", self.path())
+            answer = self.hold(verb)
             assert answer.status == 202, answer
             self.holder = answer.json["id"]
             self.vm_id = answer.json["target"]["vm_id"]
             eventually(lambda: self.world.operations()[self.holder], lambda op: op["step"] == step, 20)
         self.before = self.world.vm(self.vm_id) if self.vm_id else None
         self.seen = set(self.world.operations())
-        self.first_event = self.api.get("/v1/vms").json["as_of_event"]
+
+    def hold(self, verb):
+        if verb == "create":
+            return self.ask("POST", "/v1/vms", body_of(self.case, self.name))
+        if verb == "destroy":
+            return self.ask("DELETE", self.path())
+        return self.ask("POST", f"{self.path()}/{verb}")
 
     def bring(self, state):
         case = self.case
@@ -77,7 +80,8 @@ class Run:
         self.vm_id = answer.json["result"]["id"]
         if state != "prepared":
             self.verb("start", expect=500 if state == "failed" else 200)
-            self.set_labels({"noop.fail": None}) if labels else None
+            if labels:
+                self.set_labels({"noop.fail": None})
         if state in ("running", "suspended") and not self.world.qemu:
             self.world.quiet()
         if state == "suspended":
@@ -355,11 +359,11 @@ class Session:
 
     def drop(self):
         if self.world is not None:
+            world, self.world = self.world, None
             try:
-                self.world.close()
-            except AssertionError:
-                pass
-        self.world = None
+                world.close()
+            except AssertionError as error:  # a sanitizer's report
+                self.rows.append(("the log", None, False, str(error)[:4000]))
 
     def all(self):
         points = []
@@ -424,6 +428,10 @@ def main():
     if args.list:
         print("\n".join(crash_cases.CASES[i].name for i in chosen))
         return 0
+    if os.geteuid() != 0:
+        for i in [i for i in chosen if crash_cases.CASES[i].bridge]:
+            print(f"{crash_cases.CASES[i].name}: not run: a bridge needs root")
+            chosen.remove(i)
     if not chosen:
         parser.error("there is no such case; --list has their names")
     began = time.monotonic()

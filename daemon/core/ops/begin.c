@@ -9,6 +9,7 @@
 #include "base/crash.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "core/leftover.h"
 #include "core/ops/frame.h"
 
 /* Not before there is a row that says why. */
@@ -110,22 +111,31 @@ static struct vm_op *vm_op_new(struct live_vm *vm, const struct vm_plan *plan, c
     return vo;
 }
 
-int vm_op_carry_on(struct live_vm *vm, const struct vm_plan *plan, const char *from, const char *id, int64_t created_at,
+/* A step that may be skipped was, unless the event of its end says otherwise. */
+static void take_over_step(struct vm_op *vo, unsigned i, const struct leftover *left)
+{
+    const json_t *step = json_array_get(json_object_get(left->doc, "steps"), i);
+    const char *was = json_string_value(json_object_get(step, "state"));
+
+    vo->res->steps[i].state = OP_STEP_DONE;
+    vo->res->steps[i].ms = json_integer_value(json_object_get(step, "ms"));
+    vo->res->steps[i].skipped = vo->plan->steps[i].skip != NULL && (was == NULL || strcmp(was, "done") != 0);
+}
+
+int vm_op_carry_on(struct live_vm *vm, const struct vm_plan *plan, const char *from, const struct leftover *left,
                    struct error *err)
 {
-    struct vm_op *vo = frame_new(vm, plan, operation_again(vm->core, plan->kind, vm, id, created_at, err), -1);
+    struct operation *res = operation_again(vm->core, plan->kind, vm, left->id, left->created_at, err);
+    struct vm_op *vo = frame_new(vm, plan, res, -1);
 
     if (vo == NULL)
         return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
-    while (vo->first < plan->n_steps - 1 && strcmp(plan->steps[vo->first].name, from) != 0) {
-        const struct vm_step *step = &plan->steps[vo->first];
-        vo->res->steps[vo->first].state = OP_STEP_DONE;
-        vo->res->steps[vo->first++].skipped = step->skip != NULL;
-    }
+    while (vo->first < plan->n_steps - 1 && strcmp(plan->steps[vo->first].name, from) != 0)
+        take_over_step(vo, vo->first++, left);
     vo->res->deadline = clock_wall_ms() + vo->deadline_ms;
     vm->core->n_running++;
     vm->op = vo;
-    LOG_INFO("operation carried on", "operation", id, "kind", plan->kind, "vm", vm->vm.name, "from", from);
+    LOG_INFO("operation carried on", "operation", left->id, "kind", plan->kind, "vm", vm->vm.name, "from", from);
     vm_op_walk(vo);
     return 0;
 }

@@ -10,6 +10,7 @@
 #include "loop/op.h"
 
 struct vm_op;
+struct leftover;
 
 enum { STOP_TIMEOUT_S = 30 }; /* how long a guest may take to power off when nobody says */
 
@@ -87,7 +88,7 @@ int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct cor
                 const struct core_verb_args *args, bool queue, struct operation **ret, struct error *err);
 /* One that the daemon before began and had brought as far as the step `from`: it goes on from there, and nothing of what
  * came before is undone any more. */
-int vm_op_carry_on(struct live_vm *vm, const struct vm_plan *plan, const char *from, const char *id, int64_t created_at,
+int vm_op_carry_on(struct live_vm *vm, const struct vm_plan *plan, const char *from, const struct leftover *left,
                    struct error *err);
 /* An operation that has nothing to do: it succeeds as soon as it is durable. */
 int vm_op_nothing(struct live_vm *vm, const struct core *core, const char *kind, const struct core_request *req,
