@@ -28,6 +28,7 @@ enum backend_end {
     BACKEND_END_PANIC,     /* the guest panicked */
     BACKEND_END_EXITED,    /* QEMU exited by itself without the guest's power-off */
     BACKEND_END_KILLED,    /* a signal ended QEMU, or it vanished */
+    BACKEND_END_OOM,       /* the kernel killed it for want of memory */
 };
 
 /* The end of the VM's process, told once; after it the backend holds no process, socket, or device of the VM any more. */

@@ -85,8 +85,6 @@ int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct cor
 /* An operation that has nothing to do: it succeeds as soon as it is durable. */
 int vm_op_nothing(struct live_vm *vm, const struct core *core, const char *kind, const struct core_request *req,
                   struct operation **ret, struct error *err);
-/* The operation last begun on the VM was begun by its policy. */
-void vm_op_by_policy(struct live_vm *vm);
 /* The VM's process ended while this operation held it. */
 void vm_op_exited(struct vm_op *vo, const struct backend_exit *end);
 int vm_op_cancel(struct vm_op *vo, struct error *reason);
