@@ -67,6 +67,9 @@ struct backend {
      * below /spec), ERR_HOST_INSUFFICIENT_MEMORY.  Called at create and PATCH. */
     int (*check)(struct backend *be, const struct vm_spec *spec, struct error *err);
 
+    /* MiB that a VM of this spec takes beside its own memory; NULL: its VMs take no memory. */
+    unsigned (*overhead_mb)(struct backend *be, const struct vm_spec *spec);
+
     /* Whether nothing on this host listens on the port now; NULL: always.  A system call or two, at once. */
     bool (*port_free)(struct backend *be, bool udp, const char *host_ip, uint16_t port);
 

@@ -36,7 +36,7 @@ struct core_config {
     int64_t restart_max;       /* restarts within */
     int64_t restart_window_s;  /* this time, then the VM is left as it is */
     int64_t memory_reserve_mb; /* of the host, for no VM */
-    const char *proc_dir;      /* NULL: "/proc" */
+    const char *host_root;     /* where /proc and /sys are looked for; NULL: "" */
 };
 void core_config_defaults(struct core_config *config);
 

@@ -46,6 +46,11 @@ struct core {
     struct owed *owed;  /* refused by the store, to be written again */
     struct timer *owed_timer;
 
+    int64_t promised_mb; /* memory: to the starts under way */
+    int64_t memory_mb;   /* available, as it was read */
+    int64_t memory_read_at;
+    const char *memory_limit; /* what sets it: "host", "cgroup" */
+
     bool stopping;
     bool parked;        /* operations stand still for good: none begins or goes on */
     unsigned n_changes; /* not yet durable */

@@ -168,6 +168,13 @@ int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct cor
         error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
         return -1;
     }
+    if ((plan == &vm_start_plan || plan == &vm_create_start_plan) && memory_promise(vo, err) < 0) {
+        if (vo->key != NULL)
+            keys_remove(vm->core, vo->key);
+        vm_op_free(vo);
+        change_drop(ch);
+        return -1;
+    }
     vm->core->n_running++;
     vo->by_policy = req == NULL;
     bool overrules = !vo->by_policy && policy_overruled(vm, ch, plan->kind);

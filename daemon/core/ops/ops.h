@@ -71,6 +71,7 @@ struct vm_op {
     bool peer_known;
     struct core_peer peer;         /* who asked */
     struct file_check *file_check; /* under way on the pool */
+    int64_t promised_mb;           /* of the host's memory */
 };
 
 extern const struct vm_plan vm_create_plan, vm_create_start_plan, vm_start_plan, vm_stop_plan, vm_kill_plan,
@@ -93,6 +94,10 @@ void vm_op_park(struct vm_op *vo);
 
 /* The operation is given up: a check of files that is under way ends unheard (vm_create.c). */
 void vm_create_forget_check(struct vm_op *vo);
+
+/* A start takes its memory from what the host has, until it has ended (core/memory.c): ERR_HOST_INSUFFICIENT_MEMORY. */
+int memory_promise(struct vm_op *vo, struct error *err);
+void memory_release(struct vm_op *vo);
 
 /* Ends the wait of a step from anything but the backend's call. */
 void vm_op_resume(struct vm_op *vo, struct error *err);

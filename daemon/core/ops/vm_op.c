@@ -19,6 +19,7 @@ void vm_op_free(struct vm_op *vo)
         if (vo->all_next != NULL)
             vo->all_next->all_at = vo->all_at;
     }
+    memory_release(vo);
     vm_create_forget_check(vo);
     timer_free(vo->timer);
     error_done(&vo->cancelled);

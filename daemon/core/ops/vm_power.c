@@ -70,7 +70,7 @@ static int restart_turn(struct vm_op *vo, struct error *err)
         json_pack("{s:s,s:s,s:s}", "from", vm_state_text(vo->vm->vm.state), "to", "stopped", "cause", vo->plan->kind));
     vm_runtime_stopped(&vo->vm->vm.runtime);
     vo->vm->vm.state = VM_STOPPED;
-    return step_reserve(vo, err);
+    return memory_promise(vo, err) < 0 ? -1 : step_reserve(vo, err);
 }
 
 static const struct vm_step reset_steps[] = {{"reset", power_reset, .timeout_ms = 15000}, END_STEPS(persist_reset)};
