@@ -225,6 +225,7 @@ static void qemu_free(struct backend *ops)
 
     qemu_probe_free(be->probe);
     qemu_host_done(&be->host);
+    oom_free(be);
     for (char **dir = be->image_dirs; dir && *dir; dir++)
         mem_free(*dir);
     mem_free(be->image_dirs);

@@ -29,7 +29,8 @@ static void set_start_failure(struct vm_op *vo)
         vm->be->failed_start(vm->bvm, &end);
     else if (err->n_causes > 0)
         end.stderr_tail = err->causes[0];
-    live_vm_set_failure(vm, err->code, VM_FAILURE_SPAWN, &end.status, err->message, end.stderr_tail);
+    live_vm_set_failure(vm, err->code, end.end == BACKEND_END_OOM ? VM_FAILURE_OOM : VM_FAILURE_SPAWN, &end.status,
+                        err->message, end.stderr_tail);
 }
 
 void vm_op_settle(struct vm_op *vo, bool cancelled)
