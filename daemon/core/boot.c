@@ -120,7 +120,8 @@ static void row_done(struct core *core)
     CLEANUP_ERROR struct error err = ERROR_INIT;
     char *path = mem_printf("%s/autostart", core->config.data_dir);
 
-    LOG_INFO("autostart is done", "data_dir", core->config.data_dir);
+    if (core->boot->n > 0)
+        LOG_INFO("autostart is done", "data_dir", core->config.data_dir);
     boot_free(core);
     if (path != NULL && work_run(core->loop, remove_file, file_removed, path, NULL, &err) == 0)
         return;

@@ -98,10 +98,12 @@ void policy_ended(struct live_vm *vm, struct change *ch)
 
 void policy_refused(struct live_vm *vm, const struct error *err)
 {
-    struct change *ch = change_new(vm->core);
+    struct change *ch = vm->gone ? NULL : change_new(vm->core);
 
     vm->vm.policy.restart_at = vm->restart_due = 0;
-    if (!vm->gone && wants_restart(vm))
+    if (vm->gone)
+        return;
+    if (wants_restart(vm))
         schedule(vm, delay_ms(vm->core, REFUSED_DOUBLED), error_info(err->code)->code, ch);
     change_vm(ch, vm, false);
     change_commit(ch, NULL, NULL);
