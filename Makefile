@@ -243,7 +243,7 @@ bench: all benches guest ## speed and size, as ratios
 
 # What install makes and uninstall removes.
 INSTALLED = $(SBINDIR)/vmmd $(BINDIR)/vmctl $(patsubst $(BUILD)/%,$(LIBEXEC)/%,$(HELPERS)) \
-    $(UNITDIR)/vmmd.service $(UNITDIR)/vmmd.socket $(SYSUSERSDIR)/vmmd.conf $(TMPFILESDIR)/vmmd.conf \
+    $(UNITDIR)/vmmd.service $(UNITDIR)/vmmd.socket $(UNITDIR)/vmmd-guests.service $(SYSUSERSDIR)/vmmd.conf $(TMPFILESDIR)/vmmd.conf \
     $(foreach page,$(notdir $(MANUALS)),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(page)) \
     $(DATADIR)/bash-completion/completions/vmctl $(DATADIR)/zsh/site-functions/_vmctl \
     $(DATADIR)/fish/vendor_completions.d/vmctl.fish \
@@ -260,7 +260,8 @@ install: all manuals $(BUILD)/completions/bash $(BUILD)/completions/zsh $(BUILD)
 	install -m 755 $(BUILD)/vmctl $(DESTDIR)$(BINDIR)/vmctl
 	install -m 755 $(HELPERS) $(DESTDIR)$(LIBEXEC)/
 	@sed 's|/usr/sbin/vmmd|$(SBINDIR)/vmmd|' systemd/vmmd.service >$(BUILD)/vmmd.service
-	install -m 644 $(BUILD)/vmmd.service systemd/vmmd.socket $(DESTDIR)$(UNITDIR)/
+	@sed 's|/usr/bin/vmctl|$(BINDIR)/vmctl|' systemd/vmmd-guests.service >$(BUILD)/vmmd-guests.service
+	install -m 644 $(BUILD)/vmmd.service $(BUILD)/vmmd-guests.service systemd/vmmd.socket $(DESTDIR)$(UNITDIR)/
 	install -m 644 systemd/vmmd.sysusers $(DESTDIR)$(SYSUSERSDIR)/vmmd.conf
 	install -m 644 systemd/vmmd.tmpfiles $(DESTDIR)$(TMPFILESDIR)/vmmd.conf
 	@set -e; for page in $(notdir $(MANUALS)); do \

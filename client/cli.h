@@ -107,6 +107,9 @@ void usage_print(const struct command *command);
 /* The worse of two exit codes, for commands that take several names. */
 int exit_worse(int a, int b);
 
+/* Stops every VM that runs or is suspended, all together within so many seconds (-1: the usual). */
+int stop_all(const struct cli *cli, long long timeout_s);
+
 int cmd_create(struct cli *cli, const struct args *args);
 int cmd_start(struct cli *cli, const struct args *args);
 int cmd_stop(struct cli *cli, const struct args *args);

@@ -137,8 +137,16 @@ int cmd_stop(struct cli *cli, const struct args *args)
     CLEANUP_JSON json_t *body = json_object();
     long long timeout = -1;
 
-    if (!args_integer(args, "timeout", 0, INT64_MAX, &timeout))
+    if (!args_integer(args, "timeout", 0, args_has(args, "all") ? 3600 : INT64_MAX, &timeout))
         return EXIT_USAGE;
+    if (args_has(args, "all") && args->word_count > 0)
+        return usage_error(args->command, "--all and the names of VMs exclude each other");
+    if (args_has(args, "all") && args_has(args, "idempotency-key"))
+        return usage_error(args->command, "--all takes no --idempotency-key");
+    if (args_has(args, "all"))
+        return stop_all(cli, timeout);
+    if (args->word_count == 0)
+        return usage_error(args->command, "stop needs NAME…, or --all");
     if (timeout >= 0)
         json_object_set_new(body, "timeout_s", json_integer(timeout));
     return run_verb(cli, args, &verb, body);

@@ -51,6 +51,7 @@ static const struct option_def verb_options[] = {
 };
 
 static const struct option_def stop_options[] = {
+    {"all", 0, NULL, NULL, "every VM that runs or is suspended, side by side; the timeout is for all together"},
     {"timeout", 0, "SECONDS", NULL, "how long the guest has to power off before it is ended (30)"},
     {"idempotency-key", 0, "KEY", NULL, "repeat a request safely (one NAME only)"},
     {0},
@@ -104,7 +105,7 @@ static const struct option_def ops_options[] = {
 const struct command commands[] = {
     {"create", "[NAME]", "make a VM", WORD_NONE, 0, 1, create_options, cmd_create},
     {"start", "NAME…", "start VMs", WORD_VM, 1, WORDS_MAX, verb_options, cmd_start},
-    {"stop", "NAME…", "power VMs off: by ACPI, then by force", WORD_VM, 1, WORDS_MAX, stop_options, cmd_stop},
+    {"stop", "NAME… | --all", "power VMs off: by ACPI, then by force", WORD_VM, 0, WORDS_MAX, stop_options, cmd_stop},
     {"kill", "NAME…", "end VMs at once", WORD_VM, 1, WORDS_MAX, verb_options, cmd_kill},
     {"reset", "NAME…", "press the reset button of VMs", WORD_VM, 1, WORDS_MAX, verb_options, cmd_reset},
     {"restart", "NAME…", "stop VMs and start them again", WORD_VM, 1, WORDS_MAX, verb_options, cmd_restart},

@@ -40,6 +40,10 @@ static const struct key {
     {"console_log_kb", KEY_INT, offsetof(struct config, console_log_kb), 64, 2048},
     {"vmm_log_kb", KEY_INT, offsetof(struct config, vmm_log_kb), 16, 1024},
     {"max_image_gb", KEY_INT, offsetof(struct config, max_image_gb), 1, 1048576},
+    {"memory_reserve_mb", KEY_INT, offsetof(struct config, memory_reserve_mb), 0, 1 << 30},
+    {"restart_delay_ms", KEY_INT, offsetof(struct config, restart_delay_ms), 1, 300000},
+    {"restart_max", KEY_INT, offsetof(struct config, restart_max), 1, 1000000},
+    {"restart_window_s", KEY_INT, offsetof(struct config, restart_window_s), 1, 31536000},
     {"shutdown_grace_s", KEY_INT, offsetof(struct config, shutdown_grace_s), 0, 3600},
 };
 
@@ -56,6 +60,10 @@ void config_defaults(struct config *config)
         .console_log_kb = 1024,
         .vmm_log_kb = 256,
         .max_image_gb = 16384,
+        .memory_reserve_mb = 64,
+        .restart_delay_ms = 1000,
+        .restart_max = 5,
+        .restart_window_s = 600,
         .shutdown_grace_s = 5,
     };
 }

@@ -446,6 +446,10 @@ static int build(struct daemon *d, struct error *err)
     cc.events_keep = d->config.events_keep;
     cc.max_vms = (unsigned)d->config.max_vms;
     cc.max_operations = (unsigned)d->config.max_operations;
+    cc.memory_reserve_mb = d->config.memory_reserve_mb;
+    cc.restart_delay_ms = d->config.restart_delay_ms;
+    cc.restart_max = d->config.restart_max;
+    cc.restart_window_s = d->config.restart_window_s;
     d->core = core_new(d->loop, d->store, d->backends, &cc, err);
     if (d->core == NULL)
         return -1;

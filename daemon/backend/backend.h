@@ -28,6 +28,7 @@ enum backend_end {
     BACKEND_END_PANIC,     /* the guest panicked */
     BACKEND_END_EXITED,    /* QEMU exited by itself without the guest's power-off */
     BACKEND_END_KILLED,    /* a signal ended QEMU, or it vanished */
+    BACKEND_END_OOM,       /* the kernel killed it for want of memory */
 };
 
 /* The end of the VM's process, told once; after it the backend holds no process, socket, or device of the VM any more. */
@@ -65,6 +66,9 @@ struct backend {
     /* Can this spec be run here?  Checks without effect, at once: ERR_BACKEND_NOT_AVAILABLE, ERR_API_INVALID_FIELD (pointer
      * below /spec), ERR_HOST_INSUFFICIENT_MEMORY.  Called at create and PATCH. */
     int (*check)(struct backend *be, const struct vm_spec *spec, struct error *err);
+
+    /* MiB that a VM of this spec takes beside its own memory; NULL: its VMs take no memory. */
+    unsigned (*overhead_mb)(struct backend *be, const struct vm_spec *spec);
 
     /* Whether nothing on this host listens on the port now; NULL: always.  A system call or two, at once. */
     bool (*port_free)(struct backend *be, bool udp, const char *host_ip, uint16_t port);

@@ -21,6 +21,10 @@ void core_config_defaults(struct core_config *config)
         .tombstones_keep_s = 7 * 86400,
         .max_vms = 20000,
         .max_operations = 10000,
+        .restart_delay_ms = 1000,
+        .restart_max = 5,
+        .restart_window_s = 600,
+        .memory_reserve_mb = 64,
     };
 }
 
@@ -84,6 +88,7 @@ void core_free(struct core *core)
     if (core == NULL)
         return;
     loop_revoke(core->loop, &core->idle_task);
+    boot_drop(core);
     vm_ops_park(core);
     vm_ops_drop(core);
     recoveries_drop(core);

@@ -31,7 +31,12 @@ struct core_config {
     int64_t operations_keep_s;     /* finished operations and idempotency keys */
     int64_t tombstones_keep_s;     /* ids of destroyed VMs */
     unsigned max_vms;
-    unsigned max_operations; /* under way at once */
+    unsigned max_operations;   /* under way at once */
+    int64_t restart_delay_ms;  /* before the first restart by policy; doubled each time */
+    int64_t restart_max;       /* restarts within */
+    int64_t restart_window_s;  /* this time, then the VM is left as it is */
+    int64_t memory_reserve_mb; /* of the host, for no VM */
+    const char *host_root;     /* where /proc and /sys are looked for; NULL: "" */
 };
 void core_config_defaults(struct core_config *config);
 

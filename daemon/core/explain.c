@@ -3,6 +3,7 @@
  * Four readings, one after the other: events, operation, QEMU's stderr, console; what cannot be read is null. */
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/mem.h"
 #include "base/str.h"
 #include "core/internal.h"
@@ -38,17 +39,29 @@ void core_explain_cancel(struct explain *e)
     mem_free(e);
 }
 
+/* What the restart policy did and will do; NULL: memory was short. */
+static json_t *restart_json(const struct live_vm *vm, const json_t *doc)
+{
+    const struct vm_policy *p = &vm->vm.policy;
+    char at[CLOCK_TEXT_MAX];
+
+    return json_pack("{s:O,s:I,s:o,s:b}", "policy", json_object_get(json_object_get(doc, "spec"), "restart"), "count",
+                     (json_int_t)p->restarts, "next_at",
+                     policy_restart_waits(vm) ? json_string(clock_text(p->restart_at, at)) : json_null(), "given_up",
+                     p->given_up);
+}
+
 static void explain_finish(struct explain *e)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
     json_t *vm = json_loadb(e->vm->doc, e->vm->doc_len, 0, NULL);
     json_t *failure = json_object_get(vm, "failure");
     json_t *doc = json_pack(
-        "{s:O,s:O,s:O,s:o,s:O,s:o,s:o,s:o,s:o,s:o}", "id", json_object_get(vm, "id"), "name",
+        "{s:O,s:O,s:O,s:o,s:O,s:o,s:o,s:o,s:o,s:o,s:o}", "id", json_object_get(vm, "id"), "name",
         json_object_get(vm, "name"), "state", json_object_get(vm, "state"), "transitions", or_null(e->transitions),
         "failure", failure, "exit_status", or_null(json_incref(json_object_get(failure, "exit_status"))), "signal",
         or_null(json_incref(json_object_get(failure, "signal"))), "operation", or_null(e->operation), "stderr_tail",
-        or_null(e->stderr_tail), "console_tail", or_null(e->console_tail));
+        or_null(e->stderr_tail), "console_tail", or_null(e->console_tail), "restart", or_null(restart_json(e->vm, vm)));
     char *text = json_text(doc, 0, NULL);
 
     json_decref(vm);

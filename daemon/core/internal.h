@@ -40,8 +40,16 @@ struct core {
     struct timer *lazy_timer;
     struct timer *prune_timer;
     struct timer *policy_timer;
-    struct owed *owed; /* refused by the store, to be written again */
+    char last_boot[40]; /* the boot of the host that the last daemon knew; "": none */
+    bool booted;        /* the host was booted since */
+    struct boot *boot;  /* the row of autostart; NULL: done */
+    struct owed *owed;  /* refused by the store, to be written again */
     struct timer *owed_timer;
+
+    int64_t promised_mb; /* memory: to the starts under way */
+    int64_t memory_mb;   /* available, as it was read */
+    int64_t memory_read_at;
+    const char *memory_limit; /* what sets it: "host", "cgroup" */
 
     bool stopping;
     bool parked;        /* operations stand still for good: none begins or goes on */
@@ -76,9 +84,7 @@ struct live_vm {
     bool visible;  /* its first document is published */
     bool settling; /* an unplanned end is being written */
     bool unresponsive;
-    unsigned restarts;  /* by policy, lately */
-    int64_t restart_at; /* monotonic ms; 0: none waits */
-    int64_t last_restart;
+    int64_t restart_due;   /* monotonic ms; 0: none waits */
     int64_t ttl_again;     /* monotonic ms: not destroyed by ttl_s before */
     bool owed;             /* to be written again */
     struct leftover *left; /* of the daemon before, until recovery settles them; the newest first */
@@ -240,17 +246,36 @@ void keys_free(struct core *core);
 void vm_waits_check(struct live_vm *vm);
 void vm_waits_fail(struct live_vm *vm, const struct error *err);
 
-/* --- policy.c: restart, autostart, ttl_s --- */
+/* --- policy.c: restart, ttl_s --- */
 
 /* NULL when memory is short. */
 struct timer *policy_timer_new(struct core *core);
-/* After the recovery: starts what starts with the host, and looks at the VMs' policies from now on. */
+/* After the recovery: takes up what the last daemon had in mind, and looks at the VMs' policies from now on. */
 void policy_begin(struct core *core);
-/* The VM ended and nobody had asked for it: a restart is scheduled where the spec wants one. */
-void policy_ended(struct live_vm *vm);
-/* Somebody asked for something else. */
-void policy_overruled(struct live_vm *vm);
+/* The VM ended and nobody had asked for it: where the spec wants a restart, it is part of the change that writes the end,
+ * which is to have the VM's document after this. */
+void policy_ended(struct live_vm *vm, struct change *ch);
+/* A start by policy could not begin: later again. */
+void policy_refused(struct live_vm *vm, const struct error *err);
+/* Somebody asks for something else.  True when the VM's document is to be written for it. */
+bool policy_overruled(struct live_vm *vm, struct change *ch, const char *by);
 bool policy_restart_waits(const struct live_vm *vm);
+bool policy_startable(const struct live_vm *vm); /* at rest, and nothing under way */
+/* Begins what nobody asked for; NULL and err when it cannot begin. */
+struct vm_plan;
+struct operation *policy_op(struct live_vm *vm, const struct vm_plan *plan, bool queue, const char *why,
+                            struct error *err);
+
+/* --- boot.c: autostart --- */
+
+/* Before anything is recovered: has the host been booted since the last start?  core->booted. */
+void boot_detect(struct core *core);
+/* It was: adds the VMs whose restart waited to the change; false when there are none. */
+bool boot_forget_restarts(struct core *core, struct change *ch);
+/* Every VM is settled: begins the row, or goes on with one that was not finished. */
+void boot_begin(struct core *core);
+bool boot_start_waits(const struct live_vm *vm); /* its turn is still to come */
+void boot_drop(struct core *core);
 
 /* --- live.c: what happens to a VM outside its operations --- */
 
@@ -258,6 +283,8 @@ extern const struct backend_events live_vm_events;
 void live_vm_ended(struct live_vm *vm, const struct backend_exit *end);
 void live_vm_set_failure(struct live_vm *vm, enum error_code code, enum vm_failure_reason reason,
                          const struct exit_status *status, const char *detail, const char *stderr_tail);
+/* The failure that this end is; not for BACKEND_END_GUEST_OFF, which is none. */
+void live_vm_set_end(struct live_vm *vm, const struct backend_exit *end);
 /* The conditions of a VM that does not run. */
 void live_vm_conditions_down(struct live_vm *vm, const char *reason);
 void live_vm_conditions_booting(struct live_vm *vm);

@@ -45,25 +45,31 @@ static void settled(void *arg, struct error *err)
     vm->settling = false;
     if (vm->op == NULL && vm->vm.state != VM_RUNNING && vm->vm.state != VM_SUSPENDED)
         live_vm_detach(vm);
-    if (!error_is_set(err))
-        policy_ended(vm);
+    (void)err;
     vm_waits_check(vm);
     core_vm_unref(vm);
+}
+
+static const struct {
+    enum error_code code;
+    enum vm_failure_reason reason;
+    const char *cause;
+} ends[] = {
+    [BACKEND_END_GUEST_OFF] = {ERR_NONE, 0, "guest powered off"},
+    [BACKEND_END_PANIC] = {ERR_LIFECYCLE_OTHER, VM_FAILURE_PANIC, "guest panicked"},
+    [BACKEND_END_EXITED] = {ERR_LIFECYCLE_OTHER, VM_FAILURE_EXITED, "QEMU exited"},
+    [BACKEND_END_KILLED] = {ERR_LIFECYCLE_OTHER, VM_FAILURE_KILLED, "QEMU was killed"},
+    [BACKEND_END_OOM] = {ERR_HOST_INSUFFICIENT_MEMORY, VM_FAILURE_OOM, "QEMU was killed for want of memory"},
+};
+
+void live_vm_set_end(struct live_vm *vm, const struct backend_exit *end)
+{
+    live_vm_set_failure(vm, ends[end->end].code, ends[end->end].reason, &end->status, end->detail, end->stderr_tail);
 }
 
 /* The process ended and no operation had asked for it. */
 void live_vm_ended(struct live_vm *vm, const struct backend_exit *end)
 {
-    static const struct {
-        enum error_code code;
-        enum vm_failure_reason reason;
-        const char *cause;
-    } kinds[] = {
-        [BACKEND_END_GUEST_OFF] = {ERR_NONE, 0, "guest powered off"},
-        [BACKEND_END_PANIC] = {ERR_LIFECYCLE_OTHER, VM_FAILURE_PANIC, "guest panicked"},
-        [BACKEND_END_EXITED] = {ERR_LIFECYCLE_OTHER, VM_FAILURE_EXITED, "QEMU exited"},
-        [BACKEND_END_KILLED] = {ERR_LIFECYCLE_OTHER, VM_FAILURE_KILLED, "QEMU was killed"},
-    };
     enum vm_state from = vm->vm.state;
 
     if (from != VM_RUNNING && from != VM_SUSPENDED)
@@ -71,15 +77,15 @@ void live_vm_ended(struct live_vm *vm, const struct backend_exit *end)
     vm_runtime_stopped(&vm->vm.runtime);
     vm->vm.state = end->end == BACKEND_END_GUEST_OFF ? VM_STOPPED : VM_FAILED;
     if (vm->vm.state == VM_FAILED)
-        live_vm_set_failure(vm, kinds[end->end].code, kinds[end->end].reason, &end->status, end->detail,
-                            end->stderr_tail);
+        live_vm_set_end(vm, end);
     else
         vm_failure_done(&vm->vm.failure);
     live_vm_conditions_down(vm, vm->vm.state == VM_FAILED ? "failed" : "stopped");
     vm->settling = true;
     struct change *ch = change_new(vm->core);
+    policy_ended(vm, ch);
     change_vm(ch, vm, false);
-    change_state_event(ch, vm, NULL, from, kinds[end->end].cause);
+    change_state_event(ch, vm, NULL, from, ends[end->end].cause);
     change_commit(ch, settled, core_vm_ref(vm));
 }
 

@@ -134,6 +134,15 @@ void recoveries_drop(struct core *core)
     }
 }
 
+/* One of the things that the start waits for is done. */
+static void recovery_over(struct core *core)
+{
+    if (--core->recovering > 0 || core->recovered == NULL)
+        return;
+    policy_begin(core);
+    core->recovered(core->recovered_arg);
+}
+
 static void recovery_free(struct recovery *r)
 {
     struct core *core = r->core;
@@ -146,19 +155,13 @@ static void recovery_free(struct recovery *r)
     core_vm_unref(r->vm);
     leftovers_free(r->left);
     mem_free(r);
-    if (--core->recovering == 0 && core->recovered != NULL) {
-        policy_begin(core);
-        core->recovered(core->recovered_arg);
-    }
+    recovery_over(core);
 }
 
 static void recovery_durable(void *arg, struct error *err)
 {
-    struct recovery *r = arg;
-
+    (void)err;
     CRASH_POINT("recover:durable");
-    if (r->unplanned && !error_is_set(err))
-        policy_ended(r->vm);
     recovery_free(arg);
 }
 
@@ -180,6 +183,18 @@ static void settle_conditions(struct recovery *r, enum vm_state from)
     }
 }
 
+/* What vmmd had in mind for it goes on: a start by policy that was interrupted counts as one that failed. */
+static void recovery_policy(struct recovery *r, struct change *ch)
+{
+    struct live_vm *vm = r->vm;
+    bool started = left_is(r, "vm.start");
+
+    if (started)
+        vm->vm.policy.autostart_at = 0; /* its turn in the row comes again */
+    if (r->unplanned || (started && vm->vm.policy.restart_at != 0))
+        policy_ended(vm, ch);
+}
+
 static void recovery_settle(struct recovery *r, enum vm_state state, const char *cause)
 {
     struct live_vm *vm = r->vm;
@@ -191,6 +206,7 @@ static void recovery_settle(struct recovery *r, enum vm_state state, const char 
     if (state != VM_RUNNING && state != VM_SUSPENDED)
         vm_runtime_stopped(&vm->vm.runtime);
     settle_conditions(r, from);
+    recovery_policy(r, ch);
     change_vm(ch, vm, state == VM_DESTROYED);
     if (state == VM_DESTROYED)
         change_ports(ch, vm, true);
@@ -283,11 +299,23 @@ static int end_as_it_was(struct recovery *r, struct error *err)
     return OP_WAIT;
 }
 
+static bool host_restarted(const struct live_vm *live)
+{
+    const struct vm *vm = &live->vm;
+    char now[37];
+
+    proc_boot_id(now);
+    return live->core->booted || (vm->runtime.boot_id[0] != '\0' && strcmp(vm->runtime.boot_id, now) != 0);
+}
+
 static int end_stopped(struct recovery *r, struct error *err)
 {
     (void)err;
     vm_failure_done(&r->vm->vm.failure);
-    recovery_settle(r, VM_STOPPED, r->left != NULL ? r->left->kind : "guest powered off");
+    recovery_settle(r, VM_STOPPED,
+                    r->left != NULL         ? r->left->kind
+                    : host_restarted(r->vm) ? "the host was restarted"
+                                            : "guest powered off");
     return OP_WAIT;
 }
 
@@ -337,32 +365,22 @@ static bool alive(const struct recovery *r)
     return r->found.found == BACKEND_FOUND_RUNNING || r->found.found == BACKEND_FOUND_SUSPENDED;
 }
 
-static bool host_restarted(const struct vm *vm)
-{
-    char now[37];
-
-    proc_boot_id(now);
-    return vm->runtime.boot_id[0] != '\0' && strcmp(vm->runtime.boot_id, now) != 0;
-}
-
 /* The VM ran when the last daemon wrote its row, and it does not now. */
 static const struct recovery_step *chain_gone(struct recovery *r)
 {
     struct live_vm *vm = r->vm;
 
-    if (left_is(r, "vm.restart"))
+    if (left_is(r, "vm.restart") && !host_restarted(vm))
         return start_again;
     r->end.finished = left_is(r, "vm.stop");
     r->end.undone = "the VM is stopped";
-    r->unplanned = !r->end.finished && !host_restarted(&vm->vm); /* a boot of the host is autostart's affair */
+    r->unplanned = !r->end.finished && !host_restarted(vm); /* a boot of the host is autostart's affair */
     if (r->end.finished || (r->found.found == BACKEND_FOUND_ENDED && r->found.end.end == BACKEND_END_GUEST_OFF) ||
-        host_restarted(&vm->vm))
+        host_restarted(vm))
         return now_stopped;
     r->end.undone = "the VM has failed";
     if (r->found.found == BACKEND_FOUND_ENDED)
-        live_vm_set_failure(vm, ERR_LIFECYCLE_OTHER,
-                            r->found.end.end == BACKEND_END_PANIC ? VM_FAILURE_PANIC : VM_FAILURE_EXITED,
-                            &r->found.end.status, r->found.end.detail, r->found.end.stderr_tail);
+        live_vm_set_end(vm, &r->found.end);
     else
         live_vm_set_failure(vm, ERR_LIFECYCLE_OTHER, VM_FAILURE_KILLED, NULL, "QEMU ended while vmmd was down", NULL);
     return now_failed;
@@ -447,6 +465,25 @@ static int recover_vm(struct core *core, struct live_vm *vm, struct error *err)
     return 0;
 }
 
+static void restarts_forgotten(void *arg, struct error *err)
+{
+    (void)err;
+    recovery_over(arg);
+}
+
+/* The host was booted: a restart that waited is none any more, and that is durable before the boot is remembered. */
+static void forget_restarts(struct core *core)
+{
+    struct change *ch = core->booted ? change_new(core) : NULL;
+
+    if (ch == NULL || !boot_forget_restarts(core, ch)) {
+        change_drop(ch);
+        return;
+    }
+    core->recovering++;
+    change_commit(ch, restarts_forgotten, core);
+}
+
 int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct error *err)
 {
     struct live_vm *seen = NULL;
@@ -464,6 +501,8 @@ int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct e
     core_prune(core);
     if (leftovers_load(core, err) < 0)
         return -1;
+    boot_detect(core);
+    forget_restarts(core);
     for (size_t i = 0; i < core->n_vms;
          i += i < core->n_vms && core->by_order[i] == seen) { /* one may be removed at once */
         struct live_vm *vm = seen = core->by_order[i];
@@ -472,9 +511,6 @@ int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct e
         if (unsettled && !vm->settling && recover_vm(core, vm, err) < 0)
             return -1;
     }
-    if (--core->recovering == 0) {
-        policy_begin(core);
-        done(arg);
-    }
+    recovery_over(core);
     return 0;
 }

@@ -166,6 +166,8 @@ int core_vm_verb(struct core *core, const struct core_request *req, const char *
     bool held = vm->op != NULL && !vm->op->persisted;
     if (!held && vm_verb_satisfied(verb, vm->vm.state))
         return vm_op_nothing(vm, core, vm_plan_of(verb)->kind, req, ret, err);
+    if (!held && (verb == VM_STOP || verb == VM_KILL) && policy_restart_waits(vm)) /* it stays down: that is all */
+        return vm_op_nothing(vm, core, vm_plan_of(verb)->kind, req, ret, err);
     if (!held && !vm_verb_allowed(verb, vm->vm.state))
         return vm_state_error(verb, vm->vm.name, vm->vm.state, err);
     return vm_op_begin(vm, vm_plan_of(verb), req, args, forced, ret, err);

@@ -63,7 +63,8 @@ static const struct wait_condition *first_missing(const struct vm_wait *w)
 /* Nothing is under way and the VM is at rest for good: what is missing will not come by itself. */
 static bool impossible(const struct live_vm *vm)
 {
-    if ((vm->op != NULL && !vm->op->persisted) || vm->op_next != NULL || vm->settling || policy_restart_waits(vm))
+    if ((vm->op != NULL && !vm->op->persisted) || vm->op_next != NULL || vm->settling || policy_restart_waits(vm) ||
+        boot_start_waits(vm))
         return vm->pub_state == VM_DESTROYED;
     return vm->pub_state == VM_DESTROYED || vm->pub_state == VM_FAILED || vm->pub_state == VM_STOPPED;
 }

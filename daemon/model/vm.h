@@ -170,6 +170,15 @@ struct vm_failure {
     char *stderr_tail;
 };
 
+/* What the daemon has in mind for the VM; not shown, kept with it so that no restart of the daemon forgets it. */
+struct vm_policy {
+    int64_t restart_at;    /* wall ms; 0: no restart waits */
+    int64_t restarts;      /* by policy, since */
+    int64_t restarts_from; /* wall ms */
+    bool given_up;         /* restarted too often */
+    int64_t autostart_at;  /* wall ms: when the host's boot had it started, or somebody said no; 0: never */
+};
+
 struct vm {
     struct uuid id;
     char *name;
@@ -182,6 +191,7 @@ struct vm {
     struct vm_runtime runtime;
     struct vm_condition conditions[VM_COND_MAX];
     struct vm_failure failure;
+    struct vm_policy policy;
     bool has_operation;
     struct uuid operation;
     int64_t created_at;

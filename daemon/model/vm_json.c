@@ -114,11 +114,15 @@ json_t *vm_json(const struct vm *vm)
 json_t *vm_private_json(const struct vm *vm)
 {
     const struct vm_runtime *rt = &vm->runtime;
+    const struct vm_policy *p = &vm->policy;
 
-    return json_pack("{s:I,s:s,s:o,s:o,s:o,s:o,s:o,s:o}", "start_ticks", (json_int_t)rt->start_ticks, "boot_id",
-                     rt->boot_id, "exe", text_or_null(rt->exe), "machine_type", text_or_null(rt->machine_type),
-                     "cpu_model", text_or_null(rt->cpu_model), "qemu_version", text_or_null(rt->qemu_version), "tap",
-                     text_or_null(rt->tap), "disk_format", text_or_null(rt->disk_format));
+    return json_pack("{s:I,s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:I,s:o,s:b,s:o}", "start_ticks",
+                     (json_int_t)rt->start_ticks, "boot_id", rt->boot_id, "exe", text_or_null(rt->exe), "machine_type",
+                     text_or_null(rt->machine_type), "cpu_model", text_or_null(rt->cpu_model), "qemu_version",
+                     text_or_null(rt->qemu_version), "tap", text_or_null(rt->tap), "disk_format",
+                     text_or_null(rt->disk_format), "restart_at", time_or_null(p->restart_at), "restarts",
+                     (json_int_t)p->restarts, "restarts_from", time_or_null(p->restarts_from), "restart_given_up",
+                     p->given_up, "autostart_at", time_or_null(p->autostart_at));
 }
 
 /* --- back from the store: what we wrote ourselves, so any surprise is a damaged document --- */
@@ -213,6 +217,15 @@ static bool failure_from_json(const json_t *doc, struct vm_failure *f)
     return take_text(&f->detail, doc, "detail") && take_text(&f->stderr_tail, doc, "stderr_tail");
 }
 
+static void policy_from_json(const json_t *private_doc, struct vm_policy *p)
+{
+    p->restart_at = get_time(private_doc, "restart_at");
+    p->restarts = get_int(private_doc, "restarts");
+    p->restarts_from = get_time(private_doc, "restarts_from");
+    p->given_up = json_is_true(json_object_get(private_doc, "restart_given_up"));
+    p->autostart_at = get_time(private_doc, "autostart_at");
+}
+
 static const char *find_backend(const char *name, const char *const *backends)
 {
     for (size_t i = 0; name != NULL && backends[i] != NULL; i++)
@@ -238,6 +251,7 @@ int vm_from_json(const json_t *doc, const json_t *private_doc, const char *const
     vm.updated_at = get_time(doc, "updated_at");
     vm.has_operation = op != NULL && uuid_parse(op, &vm.operation);
     conditions_from_json(json_object_get(doc, "conditions"), &vm);
+    policy_from_json(private_doc, &vm.policy);
     vm.name = mem_strdup(name);
     if (vm.name == NULL || !failure_from_json(json_object_get(doc, "failure"), &vm.failure) ||
         !runtime_from_json(json_object_get(doc, "runtime"), private_doc, &vm.runtime)) {

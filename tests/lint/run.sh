@@ -53,9 +53,14 @@ units() {
     mkdir "$scratch/units"
     sed "s|/usr/sbin/vmmd|$PWD/$build/vmmd|" systemd/vmmd.service >"$scratch/units/vmmd.service"
     cp systemd/vmmd.socket "$scratch/units/"
+    sed "s|/usr/bin/vmctl|$PWD/$build/vmctl|" systemd/vmmd-guests.service >"$scratch/units/vmmd-guests.service"
+    grep -q "^ExecStop=$PWD/$build/vmctl " "$scratch/units/vmmd-guests.service" || { echo "ExecStop is not /usr/bin/vmctl"; return 1; }
+    # Bound to vmmd it would power guests off whenever vmmd stops; not after it, it would find no vmmd to do it.
+    if grep -E '^(Requires|Requisite|BindsTo|PartOf|Upholds)=' systemd/vmmd-guests.service; then return 1; fi
+    grep -q '^After=.*vmmd\.service' systemd/vmmd-guests.service || { echo "vmmd-guests.service is not after vmmd.service"; return 1; }
     grep -q "^ExecStart=$PWD/$build/vmmd" "$scratch/units/vmmd.service" || { echo "ExecStart is not /usr/sbin/vmmd"; return 1; }
     # It warns with status 0; any word of it counts.
-    systemd-analyze verify --man=no "$scratch/units/vmmd.service" "$scratch/units/vmmd.socket" >"$scratch/verify" 2>&1 ||
+    systemd-analyze verify --man=no "$scratch/units/vmmd.service" "$scratch/units/vmmd.socket" "$scratch/units/vmmd-guests.service" >"$scratch/verify" 2>&1 ||
         { cat "$scratch/verify"; return 1; }
     if grep -F vmmd "$scratch/verify"; then return 1; fi
     systemd-sysusers --dry-run "$PWD/systemd/vmmd.sysusers" || return 1

@@ -107,7 +107,8 @@ int core_bed_set_up(void **state)
 
 int core_bed_tear_down(void **state)
 {
-    static const char *const files[] = {"vmmd.db", "vmmd.db-wal", "vmmd.db-shm", "vmmd.reserve", "boot_id"};
+    static const char *const files[] = {"vmmd.db",      "vmmd.db-wal", "vmmd.db-shm",
+                                        "vmmd.reserve", "boot_id",     "autostart"};
     struct core_bed *b = *state;
     char path[128];
 

@@ -6,6 +6,7 @@
  * that needs a process and finds none fails as a monitor would. */
 #include "backend/noop/noop.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -99,6 +100,12 @@ static bool parse_end(const char *how, struct backend_exit *ret)
     if (strcmp(how, "panic") == 0) {
         ret->end = BACKEND_END_PANIC;
         snprintf(ret->detail, sizeof(ret->detail), "the guest panicked");
+        return true;
+    }
+    if (strcmp(how, "oom") == 0) {
+        ret->end = BACKEND_END_OOM;
+        ret->status = (struct exit_status){.known = true, .code = -1, .signal = SIGKILL};
+        snprintf(ret->detail, sizeof(ret->detail), "the process was killed by the kernel for want of memory (OOM)");
         return true;
     }
     if (sscanf(how, "exited:%d", &n) == 1 && n >= 0 && n <= 255) {

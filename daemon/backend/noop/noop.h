@@ -6,7 +6,7 @@
  *   noop.fail=STEP[,STEP...]   the step fails, by a code that fits it, or by
  *   noop.fail_code=CODE        this one ("host::disk_full")
  *   noop.delay_ms.STEP=MS      the step begins so much later; a cancel ends the delay
- *   noop.exit=HOW              the VM ends by itself: guest-off, panic, exited:CODE or killed:SIGNAL,
+ *   noop.exit=HOW              the VM ends by itself: guest-off, panic, oom, exited:CODE or killed:SIGNAL,
  *   noop.exit_after_ms=MS      so long after it runs (50), or after
  *   noop.exit_step=STEP        this step begins
  *   noop.ignore_acpi=true, noop.ignore_term=true   the guest does not power off when asked, the process does not end

@@ -82,7 +82,7 @@ static void adopt_finish(struct backend_vm *bvm, enum backend_found found)
 static void adopt_gone(struct backend_vm *bvm)
 {
     process_describe_end(bvm, &bvm->adoption->end);
-    adopt_finish(bvm, bvm->guest_end == GUEST_RUNS ? BACKEND_FOUND_NOTHING : BACKEND_FOUND_ENDED);
+    adopt_finish(bvm, bvm->guest_end == GUEST_RUNS && !bvm->oom ? BACKEND_FOUND_NOTHING : BACKEND_FOUND_ENDED);
 }
 
 static void adopt_nothing(struct backend_vm *bvm)
@@ -206,6 +206,7 @@ static int take_process(struct backend_vm *bvm, const struct proc_id *id)
     vmmlog_keep(bvm);
     bvm->ended = adopt_gone;
     record(bvm, id, &paths);
+    oom_watch(bvm);
     open_console(bvm, &paths);
     if (monitor_open(bvm, paths.qmp, QEMU_COMMAND_MS, &err) < 0)
         LOG_WARN("the monitor of an adopted VM cannot be opened", "vm", bvm->vm->name, "error", err.message);

@@ -123,6 +123,12 @@ static int qemu_check(struct backend *be, const struct vm_spec *spec, struct err
     return 0;
 }
 
+/* Measured, and rounded up: QEMU's heap and tables; the translated code of TCG, which goes on growing; the display's memory. */
+static unsigned qemu_overhead_mb(struct backend *be, const struct vm_spec *spec)
+{
+    return (strcmp(qemu_accel(self(be), spec), "kvm") == 0 ? 64U : 128U) + (spec->display == VM_DISPLAY_VGA ? 16U : 0U);
+}
+
 static bool qemu_port_free(struct backend *be, bool udp, const char *host_ip, uint16_t port)
 {
     (void)be;
@@ -219,6 +225,7 @@ static void qemu_free(struct backend *ops)
 
     qemu_probe_free(be->probe);
     qemu_host_done(&be->host);
+    oom_free(be);
     for (char **dir = be->image_dirs; dir && *dir; dir++)
         mem_free(*dir);
     mem_free(be->image_dirs);
@@ -232,6 +239,7 @@ static void qemu_free(struct backend *ops)
 static const struct backend vtable = {
     .name = "qemu",
     .check = qemu_check,
+    .overhead_mb = qemu_overhead_mb,
     .port_free = qemu_port_free,
     .attach = qemu_attach,
     .detach = qemu_detach,

@@ -4,7 +4,8 @@
  *   start.c     prepare, sweep, spawn                   verbs.c    greet, verify, press, reset, suspend, resume
  *   monitor.c   the monitor, its events, muteness       process.c  the process and its end, kill, terminate
  *   adopt.c     after a restart                         console.c  the serial console
- *   plan.c      from a VM to the plan of argv.h         job.c      work on the pool for a VM; the call under way */
+ *   plan.c      from a VM to the plan of argv.h         job.c      work on the pool for a VM; the call under way
+ *   oom.c       was it the kernel, for want of memory? */
 #ifndef BACKEND_QEMU_INTERNAL_H
 #define BACKEND_QEMU_INTERNAL_H
 
@@ -40,6 +41,7 @@ struct qemu_backend {
     size_t console_log_max;
     size_t vmm_log_max;
     uint64_t max_image_bytes;
+    struct oom_group *oom_groups;
     struct qemu_host host;
     struct qemu_probe *probe;
     void (*probed)(void *arg);
@@ -92,6 +94,8 @@ struct backend_vm {
     bool drained;                          /* end: the console is closed */
     void (*ended)(struct backend_vm *bvm); /* end: neither event nor error, the call goes on here */
     struct exit_status status;
+    bool oom;                    /* the kernel killed it for want of memory */
+    struct oom_group *oom_group; /* that it runs in; NULL: not known */
     enum guest_end guest_end;
     int tap_fd;
     int64_t log_start; /* where this run's words begin in vmm.log */
@@ -231,6 +235,15 @@ void monitor_set_mute(struct backend_vm *bvm, bool mute);
 /* verbs.c and adopt.c: what the first connection is for. */
 void greet_connected(struct backend_vm *bvm, struct error *err);
 void adopt_connected(struct backend_vm *bvm, struct error *err);
+
+/* ---- oom.c ---- */
+
+struct oom_question;
+void oom_watch(struct backend_vm *bvm); /* a process that has just come: notes its cgroup */
+/* One that has ended: what is to be asked on the pool, if anything; and what the answer means. */
+void oom_ask(struct backend_vm *bvm, struct oom_question *q);
+void oom_told(struct backend_vm *bvm, const struct oom_question *q);
+void oom_free(struct qemu_backend *be);
 
 /* ---- verbs.c ---- */
 

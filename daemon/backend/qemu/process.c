@@ -1,7 +1,7 @@
 /* process.c - QEMU's process: its end, and ending it.
  *
  *     exit ─► close monitor and agent ─► drain the console ─┐
- *                    └─► pool: last words, remove sockets ──┴─► tell: the kill that asked, the call that failed, core
+ *                    └─► pool: last words, OOM? sockets ────┴─► tell: the kill that asked, the call that failed, core
  *
  * The end is told once, after everything of the process is gone.  During a start there is no event: the step under way
  * fails with QEMU's last words, or the next one does.  Sockets are removed only here, when the process is proven dead. */
@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "backend/qemu/internal.h"
+#include "backend/qemu/oom.h"
 #include "base/crash.h"
 #include "base/fd.h"
 #include "base/log.h"
@@ -28,6 +29,7 @@ struct end_job {
     off_t from;
     size_t log_max;
     char tail[QEMU_STDERR_TAIL + 1];
+    struct oom_question oom;
 };
 
 static void read_tail(struct end_job *e)
@@ -52,6 +54,7 @@ static int end_fn(struct job *job, struct error *err)
     CLEANUP_ERROR struct error ignored = ERROR_INIT;
 
     read_tail(e);
+    oom_answer(&e->oom);
     logfile_trim(e->vmm_log, e->log_max, &ignored);
     CRASH_POINT("qemu:end:sockets-there");
     int rc = dir_remove(e->run_dir, err);
@@ -73,6 +76,9 @@ void process_describe_end(struct backend_vm *bvm, struct backend_exit *end)
     } else if (bvm->term_asked && (!bvm->status.known || bvm->status.signal == 0 || bvm->status.signal == SIGTERM)) {
         end->end = BACKEND_END_GUEST_OFF;
         snprintf(end->detail, sizeof(end->detail), "QEMU ended when asked to");
+    } else if (bvm->oom) {
+        end->end = BACKEND_END_OOM;
+        snprintf(end->detail, sizeof(end->detail), "QEMU was killed by the kernel for want of memory (OOM)");
     } else if (!bvm->status.known) {
         end->end = BACKEND_END_KILLED;
         snprintf(end->detail, sizeof(end->detail), "QEMU vanished");
@@ -173,6 +179,7 @@ static void end_done(struct backend_vm *bvm, struct job *job, int rc, struct err
     if (rc < 0)
         LOG_WARN("runtime files of a VM stay behind", "vm", bvm->vm->name, "error", err->message);
     memcpy(bvm->stderr_tail, e->tail, sizeof(bvm->stderr_tail));
+    oom_told(bvm, &e->oom);
     bvm->cleared = true;
     deliver_if_clear(bvm);
 }
@@ -204,6 +211,7 @@ void process_clear(struct backend_vm *bvm)
         memcpy(e->run_dir, bvm->run_dir, sizeof(e->run_dir));
         e->from = (off_t)bvm->log_start;
         e->log_max = bvm->be->vmm_log_max;
+        oom_ask(bvm, &e->oom);
     }
     if (job_run(bvm, e ? &e->job : NULL, &err) < 0) {
         LOG_WARN("runtime files of a VM stay behind", "vm", bvm->vm->name, "error", err.message);

@@ -355,6 +355,7 @@ static void forget_last_run(struct backend_vm *bvm)
     bvm->pressed_agent = false;
     bvm->presses = 0;
     bvm->guest_end = GUEST_RUNS;
+    bvm->oom = false;
     bvm->stderr_tail[0] = '\0';
     memset(&bvm->status, 0, sizeof(bvm->status));
 }
@@ -410,6 +411,7 @@ int qemu_spawn(struct backend_vm *bvm, struct backend_call *call, struct error *
     /* Gone already: its exit tells why, in the next step. */
     if (record_process(bvm, &ignored) < 0)
         bvm->vm->runtime.pid = child_pid(bvm->child);
+    oom_watch(bvm);
     LOG_INFO("qemu started", "vm", bvm->vm->name, "accel", plan.accel, "machine", plan.machine_type);
     return 0;
 }

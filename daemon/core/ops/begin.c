@@ -57,6 +57,8 @@ static void intent_durable(void *arg, struct error *err)
             }
     }
     vm_op_let_go(vo);
+    if (vo->by_policy && vo->plan->verb == VM_START)
+        policy_refused(vm, &vo->res->refusal);
     vm_op_begin_next(vm);
     vm_op_free(vo);
 }
@@ -145,16 +147,18 @@ static bool let_go_soon(const struct live_vm *vm)
     return vm->op == NULL || vm->op->persisted;
 }
 
-static void write_intent(struct vm_op *vo, struct change *ch)
+static void write_intent(struct vm_op *vo, struct change *ch, bool overrules)
 {
     struct live_vm *vm = vo->vm;
 
     change_frees(ch, vo->plan->verb);
-    if (vm->op == vo || (let_go_soon(vm) && vm->op_next == vo)) {
+    bool holds = vm->op == vo || (let_go_soon(vm) && vm->op_next == vo);
+    if (holds) {
         vm->vm.has_operation = true;
         vm->vm.operation = vo->res->uuid;
-        change_vm(ch, vm, false);
     }
+    if (holds || overrules)
+        change_vm(ch, vm, false);
     if (vo->plan->verb == VM_CREATE) {
         change_ports(ch, vm, false);
         change_event(ch, "vm.created", vm, vo->res, NULL, json_pack("{s:s}", "backend", vm->vm.backend));
@@ -215,8 +219,16 @@ int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct cor
         error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
         return -1;
     }
+    if ((plan == &vm_start_plan || plan == &vm_create_start_plan) && memory_promise(vo, err) < 0) {
+        if (vo->key != NULL)
+            keys_remove(vm->core, vo->key);
+        vm_op_free(vo);
+        change_drop(ch);
+        return -1;
+    }
     vm->core->n_running++;
-    policy_overruled(vm);
+    vo->by_policy = req == NULL;
+    bool overrules = !vo->by_policy && policy_overruled(vm, ch, plan->kind);
     if (free_now(vm)) {
         vo->res->state = OPERATION_RUNNING;
         vm->op = vo;
@@ -224,16 +236,6 @@ int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct cor
         enqueue(vo);
     }
     *ret = vo->res;
-    write_intent(vo, ch);
+    write_intent(vo, ch, overrules);
     return 0;
-}
-
-void vm_op_by_policy(struct live_vm *vm)
-{
-    struct vm_op *last = vm->op;
-
-    for (struct vm_op *vo = vm->op_next; vo != NULL; vo = vo->next)
-        last = vo;
-    if (last != NULL)
-        last->by_policy = true;
 }

@@ -64,6 +64,8 @@ int vm_op_nothing(struct live_vm *vm, const struct core *core, const char *kind,
     n->res->method = "none";
     n->res->result = vm->doc != NULL ? json_loadb(vm->doc, vm->doc_len, 0, NULL) : NULL;
     change_operation(ch, n->res);
+    if (!vm->gone && policy_overruled(vm, ch, kind)) /* it was to be started again, and is not */
+        change_vm(ch, vm, false);
     *ret = n->res;
     change_commit(ch, nothing_durable, n);
     return 0;

@@ -73,6 +73,7 @@ struct vm_op {
     bool peer_known;
     struct core_peer peer;         /* who asked */
     struct file_check *file_check; /* under way on the pool */
+    int64_t promised_mb;           /* of the host's memory */
 };
 
 extern const struct vm_plan vm_create_plan, vm_create_start_plan, vm_start_plan, vm_stop_plan, vm_kill_plan,
@@ -93,8 +94,6 @@ int vm_op_carry_on(struct live_vm *vm, const struct vm_plan *plan, const char *f
 /* An operation that has nothing to do: it succeeds as soon as it is durable. */
 int vm_op_nothing(struct live_vm *vm, const struct core *core, const char *kind, const struct core_request *req,
                   struct operation **ret, struct error *err);
-/* The operation last begun on the VM was begun by its policy. */
-void vm_op_by_policy(struct live_vm *vm);
 /* The VM's process ended while this operation held it. */
 void vm_op_exited(struct vm_op *vo, const struct backend_exit *end);
 int vm_op_cancel(struct vm_op *vo, struct error *reason);
@@ -103,6 +102,10 @@ void vm_op_park(struct vm_op *vo);
 
 /* The operation is given up: a check of files that is under way ends unheard (vm_create.c). */
 void vm_create_forget_check(struct vm_op *vo);
+
+/* A start takes its memory from what the host has, until it has ended (core/memory.c): ERR_HOST_INSUFFICIENT_MEMORY. */
+int memory_promise(struct vm_op *vo, struct error *err);
+void memory_release(struct vm_op *vo);
 
 /* Ends the wait of a step from anything but the backend's call. */
 void vm_op_resume(struct vm_op *vo, struct error *err);

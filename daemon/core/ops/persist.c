@@ -60,6 +60,7 @@ int vm_op_persist(struct vm_op *vo, enum vm_state to, const char *cause, bool de
     vo->before = vm->vm.state;
     vm->vm.state = to;
     vm->vm.has_operation = false;
+    vm->vm.policy.restart_at = 0;
     if (to == VM_RUNNING || to == VM_STOPPED) {
         vo->failure = vm->vm.failure;
         vm->vm.failure = (struct vm_failure){0};

@@ -29,7 +29,8 @@ static void set_start_failure(struct vm_op *vo)
         vm->be->failed_start(vm->bvm, &end);
     else if (err->n_causes > 0)
         end.stderr_tail = err->causes[0];
-    live_vm_set_failure(vm, err->code, VM_FAILURE_SPAWN, &end.status, err->message, end.stderr_tail);
+    live_vm_set_failure(vm, err->code, end.end == BACKEND_END_OOM ? VM_FAILURE_OOM : VM_FAILURE_SPAWN, &end.status,
+                        err->message, end.stderr_tail);
 }
 
 void vm_op_settle(struct vm_op *vo, bool cancelled)
@@ -42,11 +43,7 @@ void vm_op_settle(struct vm_op *vo, bool cancelled)
     } else if (vo->ended && (vm->state == VM_RUNNING || vm->state == VM_SUSPENDED)) {
         vm->state = vo->stop_asked ? VM_STOPPED : state_of_end(vo->end.end);
         if (vm->state == VM_FAILED)
-            live_vm_set_failure(vo->vm, ERR_LIFECYCLE_OTHER,
-                                vo->end.end == BACKEND_END_PANIC    ? VM_FAILURE_PANIC
-                                : vo->end.end == BACKEND_END_EXITED ? VM_FAILURE_EXITED
-                                                                    : VM_FAILURE_KILLED,
-                                &vo->end.status, vo->end.detail, vo->end_tail);
+            live_vm_set_end(vo->vm, &vo->end);
     }
     if (vm->state != VM_RUNNING && vm->state != VM_SUSPENDED) {
         vm_runtime_stopped(&vm->runtime);

@@ -20,6 +20,7 @@ void vm_op_free(struct vm_op *vo)
         if (vo->all_next != NULL)
             vo->all_next->all_at = vo->all_at;
     }
+    memory_release(vo);
     vm_create_forget_check(vo);
     timer_free(vo->timer);
     error_done(&vo->cancelled);
@@ -116,11 +117,24 @@ static void failure_durable(void *arg, struct error *err)
     vm_op_log_finish(vo);
     vm_op_let_go(vo);
     operation_publish_end(vo->res);
-    if (!vm->gone && vo->plan->verb == VM_START && vo->by_policy && vo->res->state == OPERATION_FAILED)
-        policy_ended(vm);
     vm_waits_check(vm);
     vm_op_begin_next(vm);
     vm_op_free(vo);
+}
+
+/* The VM has come to rest by this failure and nobody had asked for that, or its policy's own start failed. */
+static void op_failed_policy(struct vm_op *vo, enum vm_state was, struct change *ch)
+{
+    struct live_vm *vm = vo->vm;
+    bool ran = was == VM_RUNNING || was == VM_SUSPENDED,
+         runs = vm->vm.state == VM_RUNNING || vm->vm.state == VM_SUSPENDED;
+    bool own = vo->by_policy && vo->plan->verb == VM_START;
+
+    if (vm->op_next == NULL && ((ran && !runs && !vo->stop_asked && vo->plan->verb != VM_RESTART) ||
+                                (own && vo->res->state == OPERATION_FAILED)))
+        policy_ended(vm, ch);
+    else if (own) /* cancelled by somebody */
+        vm->vm.policy.restart_at = 0;
 }
 
 static void op_failed(struct vm_op *vo, enum op_outcome outcome, struct error *err)
@@ -140,6 +154,7 @@ static void op_failed(struct vm_op *vo, enum op_outcome outcome, struct error *e
         vm_op_settle(vo, outcome == OP_CANCELLED);
         if (created)
             vm->vm.state = VM_DESTROYED;
+        op_failed_policy(vo, was, ch);
         change_vm(ch, vm, created);
         if (created)
             change_ports(ch, vm, true);

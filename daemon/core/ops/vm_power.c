@@ -77,7 +77,7 @@ static int restart_turn(struct vm_op *vo, struct error *err)
         change_state_event(ch, vo->vm, vo->res, from, vo->plan->kind);
         change_commit(ch, NULL, NULL);
     }
-    return step_reserve(vo, err);
+    return memory_promise(vo, err) < 0 ? -1 : step_reserve(vo, err);
 }
 
 static const struct vm_step reset_steps[] = {{"reset", power_reset, .timeout_ms = 15000}, END_STEPS(persist_reset)};
