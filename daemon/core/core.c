@@ -21,6 +21,7 @@ void core_config_defaults(struct core_config *config)
         .tombstones_keep_s = 7 * 86400,
         .max_vms = 20000,
         .max_operations = 10000,
+        .max_operations_per_vm = 8,
     };
 }
 

@@ -31,7 +31,8 @@ struct core_config {
     int64_t operations_keep_s;     /* finished operations and idempotency keys */
     int64_t tombstones_keep_s;     /* ids of destroyed VMs */
     unsigned max_vms;
-    unsigned max_operations; /* under way at once */
+    unsigned max_operations;        /* under way at once; an eighth of them is not for the network */
+    unsigned max_operations_per_vm; /* the holder and the kills and destroys behind it */
 };
 void core_config_defaults(struct core_config *config);
 
@@ -130,6 +131,7 @@ struct operation *core_operation_find(struct core *core, const char *id); /* in 
 struct store *core_store(struct core *core);
 int core_operation_cancel(struct core *core, struct operation *op, const char *request_id, struct error *err);
 unsigned core_operation_count(const struct core *core);
+unsigned core_vm_operation_count(const struct core *core); /* of the VM that has most */
 
 /* --- events --- */
 

@@ -231,6 +231,7 @@ static void qemu_free(struct backend *ops)
 
 static const struct backend vtable = {
     .name = "qemu",
+    .files = 16,
     .check = qemu_check,
     .port_free = qemu_port_free,
     .attach = qemu_attach,
