@@ -11,16 +11,18 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "core/internal.h"
+#include "model/fields.h"
 #include "model/json_text.h"
 
 enum { LAZY_MS = 50 };
 
 struct change_event {
     struct change_event *next;
-    int64_t id;
+    int64_t id, at;
     const char *type;
     char vm_id[UUID_TEXT_MAX];
     char *vm_name;
+    json_t *json; /* without its id */
     char *doc;
 };
 
@@ -64,6 +66,7 @@ static void change_free(struct change *ch)
     for (struct change_event *e = ch->events, *next; e != NULL; e = next) {
         next = e->next;
         mem_free(e->vm_name);
+        json_decref(e->json);
         mem_free(e->doc);
         mem_free(e);
     }
@@ -195,7 +198,6 @@ void change_event(struct change *ch, const char *type, const struct live_vm *vm,
 {
     struct change_event *e = ch != NULL ? mem_zalloc(sizeof(*e)) : NULL;
     char at[CLOCK_TEXT_MAX];
-    int64_t now = clock_wall_ms();
 
     if (e == NULL) {
         json_decref(data);
@@ -203,7 +205,7 @@ void change_event(struct change *ch, const char *type, const struct live_vm *vm,
             ch->failed = true;
         return;
     }
-    e->id = ch->core->event_next++;
+    e->at = clock_wall_ms();
     e->type = type;
     if (vm != NULL) {
         uuid_text(&vm->vm.id, e->vm_id);
@@ -211,17 +213,29 @@ void change_event(struct change *ch, const char *type, const struct live_vm *vm,
     }
     if (request_id == NULL && op != NULL)
         request_id = op->request_id;
-    e->doc = json_text(json_pack("{s:I,s:s,s:s,s:o,s:o,s:o,s:o,s:o}", "id", (json_int_t)e->id, "type", type, "at",
-                                 clock_text(now, at), "vm_id", text_or_null(vm != NULL ? e->vm_id : NULL), "vm_name",
-                                 text_or_null(e->vm_name), "request_id", text_or_null(request_id), "operation_id",
-                                 text_or_null(op != NULL ? op->id : NULL), "data", data != NULL ? data : json_object()),
-                       0, NULL);
+    e->json = json_pack("{s:i,s:s,s:s,s:o,s:o,s:o,s:o,s:o}", "id", 0, "type", type, "at", clock_text(e->at, at),
+                        "vm_id", text_or_null(vm != NULL ? e->vm_id : NULL), "vm_name", text_or_null(e->vm_name),
+                        "request_id", text_or_null(request_id), "operation_id",
+                        text_or_null(op != NULL ? op->id : NULL), "data", data != NULL ? data : json_object());
     *ch->events_end = e;
     ch->events_end = &e->next;
-    if (e->doc == NULL)
-        ch->failed = true;
-    else
-        store_put_event(ch->tx, e->id, now, type, e->vm_id, e->doc);
+    ch->failed |= e->json == NULL;
+}
+
+/* Events get their ids in the order in which they are written, so that readers see them rise.  What is refused leaves a
+ * gap: no id is given twice. */
+static void number_events(struct change *ch)
+{
+    for (struct change_event *e = ch->events; e != NULL && !ch->failed; e = e->next) {
+        e->id = ch->core->event_next++;
+        e->json = field_set(e->json, "id", json_integer(e->id));
+        e->doc = json_text(e->json, 0, NULL);
+        e->json = NULL;
+        if (e->doc == NULL)
+            ch->failed = true;
+        else
+            store_put_event(ch->tx, e->id, e->at, e->type, e->vm_id, e->doc);
+    }
 }
 
 void change_state_event(struct change *ch, const struct live_vm *vm, const struct operation *op, enum vm_state from,
@@ -305,6 +319,7 @@ void change_commit(struct change *ch, void (*done)(void *arg, struct error *err)
     ch->done = done;
     ch->arg = arg;
     core->n_changes++;
+    number_events(ch);
     if (ch->failed) {
         store_tx_free(ch->tx);
         ch->tx = NULL;

@@ -142,8 +142,9 @@ struct event_filter {
     const char *type_glob; /* NULL: any */
 };
 struct event_sub;
-/* Every event after `since` that matches, in order, first from the store, then live; `fn` gets its id, type and document.
- * since -1: from now on.  ERR_EVENTS_CURSOR_EXPIRED with context.oldest. */
+/* Every event after `since` that matches, in order, first from the store, then live; `fn` gets its id, type and document;
+ * type NULL: what comes next is no longer kept, only unsubscribing is left to do.
+ * since -1: from now on.  ERR_EVENTS_CURSOR_EXPIRED with context.oldest: no longer kept, or never there. */
 struct event_sub *core_events_subscribe(struct core *core, int64_t since, const struct event_filter *filter,
                                         void (*fn)(void *arg, int64_t id, const char *type, const char *doc), void *arg,
                                         struct error *err);
