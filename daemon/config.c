@@ -40,7 +40,7 @@ static const struct key {
     {"max_open_files", KEY_INT, offsetof(struct config, max_open_files), 128, 1073741816},
     {"rate_limit", KEY_INT, offsetof(struct config, rate_limit), 0, 1000000},
     {"rate_burst", KEY_INT, offsetof(struct config, rate_burst), 1, 1000000},
-    {"operations_keep_s", KEY_INT, offsetof(struct config, operations_keep_s), 60, 31536000},
+    {"operations_keep_s", KEY_INT, offsetof(struct config, operations_keep_s), 1, 31536000},
     {"events_keep", KEY_INT, offsetof(struct config, events_keep), 10, 100000000},
     {"console_log_kb", KEY_INT, offsetof(struct config, console_log_kb), 64, 2048},
     {"vmm_log_kb", KEY_INT, offsetof(struct config, vmm_log_kb), 16, 1024},
