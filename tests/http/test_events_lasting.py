@@ -12,7 +12,7 @@ import pytest
 
 from lib.client import EventStream
 from lib.metrics import limit_used, samples
-from lib.vmmd import SLOW
+from lib.vmmd import SLOW, VMMD
 from lib.vms import create_body, destroy, eventually, make_vm
 from test_limits import small_disk  # noqa: F401 pylint: disable=unused-import
 
@@ -236,7 +236,7 @@ def test_readers_that_do_not_read_cost_others_nothing(daemons, many_files):
     most = max(most, rss_mb(api))
     print(f"memory: {start:.1f} MiB before, {most:.1f} MiB at most")
     # 100 x 256 KiB, and 500 x what a connection has.
-    assert most - start < 100
+    assert most - start < 100 or "asan" in VMMD or "tsan" in VMMD, "sanitizers keep what was freed"
     eventually(lambda: limit_used(api, "streams"), lambda n: n == 400, 20)
     # One that was dropped comes back with the last event it saw, and misses nothing.
     slow = readers[0]
