@@ -23,8 +23,9 @@ struct config {
     bool no_auth;
     enum log_level log_level;
     bool log_json;
-    int64_t max_vms, max_operations, max_connections, max_waits, max_streams;
-    int64_t events_keep;
+    int64_t max_vms, max_operations, max_operations_per_vm, max_connections, max_waits, max_streams, max_open_files;
+    int64_t rate_limit, rate_burst;
+    int64_t operations_keep_s, events_keep;
     int64_t console_log_kb, vmm_log_kb;
     int64_t max_image_gb;
     int64_t memory_reserve_mb;

@@ -19,6 +19,7 @@
 #include "backend/qemu/qemu.h"
 #include "base/clock.h"
 #include "base/fd.h"
+#include "base/limit.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "config.h"
@@ -30,7 +31,7 @@
 #include "rest/rest.h"
 #include "store/store.h"
 
-enum { EXIT_USAGE = 2, LOCK_TRIES = 20, LOCK_WAIT_US = 50000, STAY_MS = 3600000 };
+enum { EXIT_USAGE = 2, LOCK_TRIES = 20, LOCK_WAIT_US = 50000, STAY_MS = 3600000, FEW_FILES = 1024 };
 
 struct daemon {
     struct config config;
@@ -342,8 +343,10 @@ static void serve(void *arg)
     hc.token = d->token;
     hc.no_auth = d->config.no_auth;
     hc.max_connections = (unsigned)d->config.max_connections;
-    hc.max_parked = (unsigned)d->config.max_waits;
+    hc.max_waits = (unsigned)d->config.max_waits;
     hc.max_streams = (unsigned)d->config.max_streams;
+    hc.rate_limit = (unsigned)d->config.rate_limit;
+    hc.rate_burst = (unsigned)d->config.rate_burst;
     d->server = http_server_new(d->loop, &hc, rest_routes, &d->rest, &err);
     if (d->server == NULL) {
         fail(d, &err);
@@ -429,6 +432,8 @@ static int build(struct daemon *d, struct error *err)
         return -1;
     if (d->config.token_file != NULL && read_token(d->config.token_file, &d->token, err) < 0)
         return -1;
+    if (limit_files_set(d->config.max_open_files) < FEW_FILES)
+        LOG_WARN("few files may be open: raise the hard limit (LimitNOFILE=) to serve many VMs and clients");
     d->loop = loop_new(err);
     if (d->loop == NULL || watch_signals(d, err) < 0)
         return -1;
@@ -444,12 +449,14 @@ static int build(struct daemon *d, struct error *err)
     cc.data_dir = d->config.data_dir;
     cc.image_dirs = (const char *const *)d->config.image_dirs;
     cc.events_keep = d->config.events_keep;
+    cc.operations_keep_s = d->config.operations_keep_s;
     cc.max_vms = (unsigned)d->config.max_vms;
     cc.max_operations = (unsigned)d->config.max_operations;
     cc.memory_reserve_mb = d->config.memory_reserve_mb;
     cc.restart_delay_ms = d->config.restart_delay_ms;
     cc.restart_max = d->config.restart_max;
     cc.restart_window_s = d->config.restart_window_s;
+    cc.max_operations_per_vm = (unsigned)d->config.max_operations_per_vm;
     d->core = core_new(d->loop, d->store, d->backends, &cc, err);
     if (d->core == NULL)
         return -1;
@@ -458,8 +465,10 @@ static int build(struct daemon *d, struct error *err)
                             .data_dir = d->config.data_dir,
                             .started_at = clock_wall_ms(),
                             .max_connections = (unsigned)d->config.max_connections,
-                            .max_parked = (unsigned)d->config.max_waits,
-                            .max_streams = (unsigned)d->config.max_streams};
+                            .max_waits = (unsigned)d->config.max_waits,
+                            .max_streams = (unsigned)d->config.max_streams,
+                            .rate_limit = (unsigned)d->config.rate_limit,
+                            .rate_burst = (unsigned)d->config.rate_burst};
     return qemu_backend_probe(d->backends[0], recover, d, err);
 }
 

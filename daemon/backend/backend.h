@@ -62,6 +62,7 @@ struct console_reader;
 
 struct backend {
     const char *name;
+    unsigned files; /* descriptors that vmmd needs for the start of a VM, and a running one holds, at most */
 
     /* Can this spec be run here?  Checks without effect, at once: ERR_BACKEND_NOT_AVAILABLE, ERR_API_INVALID_FIELD (pointer
      * below /spec), ERR_HOST_INSUFFICIENT_MEMORY.  Called at create and PATCH. */

@@ -12,16 +12,18 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "core/internal.h"
+#include "model/fields.h"
 #include "model/json_text.h"
 
 enum { LAZY_MS = 50 };
 
 struct change_event {
     struct change_event *next;
-    int64_t id;
+    int64_t id, at;
     const char *type;
     char vm_id[UUID_TEXT_MAX];
     char *vm_name;
+    json_t *json; /* without its id */
     char *doc;
 };
 
@@ -65,6 +67,7 @@ static void change_free(struct change *ch)
     for (struct change_event *e = ch->events, *next; e != NULL; e = next) {
         next = e->next;
         mem_free(e->vm_name);
+        json_decref(e->json);
         mem_free(e->doc);
         mem_free(e);
     }
@@ -200,7 +203,6 @@ static void put_event(struct change *ch, const char *type, const struct about *a
 {
     struct change_event *e = ch != NULL ? mem_zalloc(sizeof(*e)) : NULL;
     char at[CLOCK_TEXT_MAX];
-    int64_t now = clock_wall_ms();
 
     if (e == NULL) {
         json_decref(data);
@@ -208,24 +210,35 @@ static void put_event(struct change *ch, const char *type, const struct about *a
             ch->failed = true;
         return;
     }
-    e->id = ch->core->event_next++;
+    e->at = clock_wall_ms();
     e->type = type;
     if (about->vm_id != NULL) {
         snprintf(e->vm_id, sizeof(e->vm_id), "%s", about->vm_id);
         e->vm_name = mem_strdup(about->vm_name);
     }
-    e->doc =
-        json_text(json_pack("{s:I,s:s,s:s,s:o,s:o,s:o,s:o,s:o}", "id", (json_int_t)e->id, "type", type, "at",
-                            clock_text(now, at), "vm_id", text_or_null(about->vm_id), "vm_name",
-                            text_or_null(e->vm_name), "request_id", text_or_null(about->request_id), "operation_id",
-                            text_or_null(about->operation_id), "data", data != NULL ? data : json_object()),
-                  0, NULL);
+    e->json = json_pack("{s:i,s:s,s:s,s:o,s:o,s:o,s:o,s:o}", "id", 0, "type", type, "at", clock_text(e->at, at),
+                        "vm_id", text_or_null(about->vm_id), "vm_name", text_or_null(e->vm_name), "request_id",
+                        text_or_null(about->request_id), "operation_id", text_or_null(about->operation_id), "data",
+                        data != NULL ? data : json_object());
     *ch->events_end = e;
     ch->events_end = &e->next;
-    if (e->doc == NULL)
-        ch->failed = true;
-    else
-        store_put_event(ch->tx, e->id, now, type, e->vm_id, e->doc);
+    ch->failed |= e->json == NULL;
+}
+
+/* Events get their ids in the order in which they are written, so that readers see them rise.  What is refused leaves a
+ * gap: no id is given twice. */
+static void number_events(struct change *ch)
+{
+    for (struct change_event *e = ch->events; e != NULL && !ch->failed; e = e->next) {
+        e->id = ch->core->event_next++;
+        e->json = field_set(e->json, "id", json_integer(e->id));
+        e->doc = json_text(e->json, 0, NULL);
+        e->json = NULL;
+        if (e->doc == NULL)
+            ch->failed = true;
+        else
+            store_put_event(ch->tx, e->id, e->at, e->type, e->vm_id, e->doc);
+    }
 }
 
 void change_event(struct change *ch, const char *type, const struct live_vm *vm, const struct operation *op,
@@ -330,6 +343,7 @@ void change_commit(struct change *ch, void (*done)(void *arg, struct error *err)
     ch->done = done;
     ch->arg = arg;
     core->n_changes++;
+    number_events(ch);
     if (ch->failed) {
         store_tx_free(ch->tx);
         ch->tx = NULL;

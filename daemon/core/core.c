@@ -25,6 +25,7 @@ void core_config_defaults(struct core_config *config)
         .restart_max = 5,
         .restart_window_s = 600,
         .memory_reserve_mb = 64,
+        .max_operations_per_vm = 8,
     };
 }
 
@@ -44,7 +45,8 @@ void core_prune(struct core *core)
     store_prune(tx, keys, keys, now - core->config.tombstones_keep_s * 1000, core->config.events_keep);
     if (tx != NULL)
         store_commit(core->store, tx, NULL, NULL);
-    int64_t oldest = core->event_newest - core->config.events_keep + 1;
+    /* What is on its way to the store is written before the cut. */
+    int64_t oldest = core->event_next - core->config.events_keep;
     if (oldest > core->event_oldest)
         core->event_oldest = oldest;
 }

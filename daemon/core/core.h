@@ -31,12 +31,13 @@ struct core_config {
     int64_t operations_keep_s;     /* finished operations and idempotency keys */
     int64_t tombstones_keep_s;     /* ids of destroyed VMs */
     unsigned max_vms;
-    unsigned max_operations;   /* under way at once */
-    int64_t restart_delay_ms;  /* before the first restart by policy; doubled each time */
-    int64_t restart_max;       /* restarts within */
-    int64_t restart_window_s;  /* this time, then the VM is left as it is */
-    int64_t memory_reserve_mb; /* of the host, for no VM */
-    const char *host_root;     /* where /proc and /sys are looked for; NULL: "" */
+    unsigned max_operations;        /* under way at once; an eighth of them is not for the network */
+    unsigned max_operations_per_vm; /* the holder and the kills and destroys behind it */
+    int64_t restart_delay_ms;       /* before the first restart by policy; doubled each time */
+    int64_t restart_max;            /* restarts within */
+    int64_t restart_window_s;       /* this time, then the VM is left as it is */
+    int64_t memory_reserve_mb;      /* of the host, for no VM */
+    const char *host_root;          /* where /proc and /sys are looked for; NULL: "" */
 };
 void core_config_defaults(struct core_config *config);
 
@@ -135,6 +136,7 @@ struct operation *core_operation_find(struct core *core, const char *id); /* in 
 struct store *core_store(struct core *core);
 int core_operation_cancel(struct core *core, struct operation *op, const char *request_id, struct error *err);
 unsigned core_operation_count(const struct core *core);
+unsigned core_vm_operation_count(const struct core *core); /* of the VM that has most */
 
 /* --- events --- */
 
@@ -145,8 +147,9 @@ struct event_filter {
     const char *type_glob; /* NULL: any */
 };
 struct event_sub;
-/* Every event after `since` that matches, in order, first from the store, then live; `fn` gets its id, type and document.
- * since -1: from now on.  ERR_EVENTS_CURSOR_EXPIRED with context.oldest. */
+/* Every event after `since` that matches, in order, first from the store, then live; `fn` gets its id, type and document;
+ * type NULL: what comes next is no longer kept, only unsubscribing is left to do.
+ * since -1: from now on.  ERR_EVENTS_CURSOR_EXPIRED with context.oldest: no longer kept, or never there. */
 struct event_sub *core_events_subscribe(struct core *core, int64_t since, const struct event_filter *filter,
                                         void (*fn)(void *arg, int64_t id, const char *type, const char *doc), void *arg,
                                         struct error *err);

@@ -3,14 +3,16 @@
  *   subscribe(since) ──► replaying: batches from the store until one comes back short ──► live: as they are published
  *
  * While a subscriber replays, live events pass it by: they are durable, so its next batch brings them.  One that is held back
- * gets no further batch until it is let on: a long replay goes as fast as it is read. */
+ * gets nothing more until it is let on: a long replay goes as fast as it is read.  One that is so slow that what it has not seen
+ * is no longer kept is told that it has expired: it never misses an event without knowing.
+ * A cursor beyond the newest event is of another database, lost or put back to an older one: it has expired as well. */
 #include <string.h>
 
 #include "base/mem.h"
 #include "base/str.h"
 #include "core/internal.h"
 
-enum { PRUNE_SLACK = 100, BATCH = 500 };
+enum { PRUNE_SLACK = 100, BATCH = 200 };
 
 struct event_sub {
     struct event_sub *next;
@@ -20,6 +22,7 @@ struct event_sub {
     bool busy; /* in a callback: freed afterwards */
     bool dead;
     bool held; /* replays no further for now */
+    bool cut;  /* held in the midst of a batch */
     char *vm;
     char *type_glob;
     struct store_read *read;
@@ -72,11 +75,12 @@ static void replay_row(void *arg, const struct store_event_row *row)
     struct event_sub *sub = arg;
 
     sub->batch_n++;
-    sub->batch_last = row->id;
-    if (sub->dead)
+    if (sub->dead || sub->cut)
         return;
+    sub->batch_last = row->id;
     if (sub_wants(sub, row->type, row->vm_id != NULL ? row->vm_id : "", row->doc))
         sub_tell(sub, row->id, row->type, row->doc);
+    sub->cut = sub->held; /* the rest is read again when it is let on */
 }
 
 static void replay_next(struct loop_task *task);
@@ -94,7 +98,9 @@ static void replay_done(void *arg, struct error *err)
         return;
     if (sub->batch_last > sub->last)
         sub->last = sub->batch_last;
-    if (sub->batch_n < BATCH && sub->last >= sub->core->event_newest)
+    if (sub->cut)
+        loop_defer(sub->core->loop, &sub->task);
+    else if (sub->batch_n < BATCH && sub->last >= sub->core->event_newest)
         sub->live = true;
     else
         loop_defer(sub->core->loop, &sub->task);
@@ -106,11 +112,18 @@ static void replay_next(struct loop_task *task)
 
     if (sub->read != NULL || sub->held)
         return;
+    if (sub->last < sub->core->event_oldest - 1) {
+        sub_tell(sub, sub->last, NULL, NULL);
+        if (sub->dead)
+            sub_free(sub);
+        return;
+    }
     if (sub->last >= sub->core->event_newest) {
         sub->live = true;
         return;
     }
     sub->batch_n = 0;
+    sub->cut = false;
     sub->batch_last = sub->last;
     sub->read = store_read_events(sub->core->store, sub->last, NULL, NULL, false, BATCH, replay_row, replay_done, sub);
 }
@@ -146,20 +159,23 @@ struct event_sub *core_events_subscribe(struct core *core, int64_t since, const 
                                         void (*fn)(void *arg, int64_t id, const char *type, const char *doc), void *arg,
                                         struct error *err)
 {
-    if (since >= 0 && core->event_oldest > 0 && since < core->event_oldest - 1) {
+    if (since >= 0 && core->event_oldest > 0 && since < core->event_oldest - 1)
         error_set(err, ERR_EVENTS_CURSOR_EXPIRED, "event %lld is no longer kept; the oldest is %lld", (long long)since,
                   (long long)core->event_oldest);
+    else if (since > core->event_newest)
+        error_set(err, ERR_EVENTS_CURSOR_EXPIRED,
+                  "there has been no event %lld; the newest is %lld: the daemon's database is another than it was",
+                  (long long)since, (long long)core->event_newest);
+    if (error_is_set(err)) {
         error_ctx_int(err, "oldest", core->event_oldest);
+        error_ctx_int(err, "newest", core->event_newest);
         return NULL;
     }
     struct event_sub *sub = mem_zalloc(sizeof(*sub));
     if (sub == NULL)
         goto no_memory;
-    *sub = (struct event_sub){.core = core,
-                              .last = since < 0 || since > core->event_newest ? core->event_newest : since,
-                              .fn = fn,
-                              .arg = arg,
-                              .task.run = replay_next};
+    *sub = (struct event_sub){
+        .core = core, .last = since < 0 ? core->event_newest : since, .fn = fn, .arg = arg, .task.run = replay_next};
     if ((filter->vm != NULL && (sub->vm = mem_strdup(filter->vm)) == NULL) ||
         (filter->type_glob != NULL && (sub->type_glob = mem_strdup(filter->type_glob)) == NULL)) {
         mem_free(sub->vm);

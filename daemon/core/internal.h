@@ -27,7 +27,8 @@ struct core {
     struct table operations;                    /* those under way, and the newest that ended */
     struct operation *ended_first, *ended_last; /* in order of their end */
     unsigned n_ended, n_running;
-    struct vm_op *vm_ops; /* all of them: under way, queued, or waiting for the store */
+    unsigned files_promised; /* to starts under way */
+    struct vm_op *vm_ops;    /* all of them: under way, queued, or waiting for the store */
     struct recovery *recoveries;
     struct table keys;
 

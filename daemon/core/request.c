@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/limit.h"
 #include "base/mem.h"
 #include "core/internal.h"
 #include "core/ops/ops.h"
@@ -49,7 +50,7 @@ static int parse_create(struct core *core, const json_t *body, struct vm *vm, st
 static int check_new(struct core *core, const struct vm *vm, struct backend *be, struct error *err)
 {
     if (core->n_vms >= core->config.max_vms)
-        return error_set(err, ERR_DAEMON_OVERLOADED, "there are %zu VMs, the limit", core->n_vms);
+        return limit_refuse(LIMIT_VMS, core->config.max_vms, err, "there are %zu VMs already", core->n_vms);
     struct live_vm *holder = registry_by_name(core, vm->name);
     if (holder != NULL) {
         char id[UUID_TEXT_MAX];

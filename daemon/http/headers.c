@@ -187,6 +187,16 @@ static bool sane_id(const char *id)
     return len >= 1 && len <= HTTP_ID_MAX;
 }
 
+void http_random_id(struct http_server *server, char out[HTTP_ID_MAX + 1])
+{
+    if (server->random_left < 8) { /* one system call for many ids */
+        random_bytes(server->random, sizeof(server->random));
+        server->random_left = sizeof(server->random);
+    }
+    server->random_left -= 8;
+    str_hex(server->random + server->random_left, 8, out);
+}
+
 void http_request_id(struct http_conn *conn)
 {
     struct http_server *server = conn_server(conn);
@@ -195,12 +205,7 @@ void http_request_id(struct http_conn *conn)
         snprintf(conn->request_id, sizeof(conn->request_id), "%s", conn->headers.id);
         return;
     }
-    if (server->random_left < 8) { /* one system call for many ids */
-        random_bytes(server->random, sizeof(server->random));
-        server->random_left = sizeof(server->random);
-    }
-    server->random_left -= 8;
-    str_hex(server->random + server->random_left, 8, conn->request_id);
+    http_random_id(server, conn->request_id);
 }
 
 const char *http_header(const struct http_request *req, const char *name)
@@ -210,11 +215,16 @@ const char *http_header(const struct http_request *req, const char *name)
 
 int http_prefer_wait(const struct http_request *req)
 {
-    const struct http_conn *conn = conn_of(req);
-    const struct http_server *server = conn_server(conn);
+    struct http_conn *conn = conn_of(req);
+    CLEANUP_ERROR struct error err = ERROR_INIT;
 
     /* At the limit of waits nobody waits: a change answers 202 at once, which is the truth. */
-    if (server->stats.parked >= server->config.max_parked)
-        return 0;
+    if (conn->headers.prefer_wait > 0 && http_slot_take(conn, LIMIT_WAITS, &err) < 0)
+        conn->headers.prefer_wait = 0; /* asked again, it says the same */
     return conn->headers.prefer_wait;
+}
+
+int http_wait_take(struct http_request *req, struct error *err)
+{
+    return http_slot_take(conn_of(req), LIMIT_WAITS, err);
 }

@@ -60,10 +60,11 @@ struct http_config {
     const char *const *listen; /* "127.0.0.1:8080", "[::1]:8080"; NULL-terminated or NULL */
     const char *token;         /* for TCP; NULL: none */
     bool no_auth;              /* TCP on loopback without a token */
-    unsigned max_connections;  /* per listener */
-    unsigned max_parked;  /* parked requests (waits), of max_connections: beyond it a GET that would wait gets 503 and
-                                * http_prefer_wait says 0, so that changes answer 202 at once */
-    unsigned max_streams; /* SSE, follow, WebSocket */
+    unsigned max_connections;  /* in all; an eighth of them is for the Unix socket alone */
+    unsigned max_waits;        /* Prefer: wait, and http_wait_take; an eighth likewise */
+    unsigned max_streams;      /* SSE, follow, WebSocket; likewise.  With the waits at most 7/8 of max_connections */
+    unsigned rate_limit;       /* requests a second of one peer; 0: any */
+    unsigned rate_burst;       /* at once, after a silence */
     int64_t header_timeout_ms; /* from the first byte of a connection to complete headers */
     int64_t body_timeout_ms;   /* for a whole body */
     int64_t idle_timeout_ms;   /* between requests */
@@ -90,7 +91,7 @@ struct http_stats {
     uint64_t requests;
     uint64_t responses[6]; /* by status / 100 */
     uint64_t refused;      /* malformed, unauthorised, over a limit */
-    unsigned connections, parked, streams;
+    unsigned connections, parked, waits, streams;
 };
 void http_server_stats(const struct http_server *server, struct http_stats *ret);
 
@@ -100,9 +101,12 @@ const char *http_header(const struct http_request *req, const char *name);
 const char *http_query(const struct http_request *req, const char *name); /* its first value; "" for ?name */
 void http_query_each(const struct http_request *req, bool (*fn)(void *arg, const char *name, const char *value),
                      void *arg);
-/* N of `Prefer: wait=N`, capped at 600; 0 without one. */
+/* N of `Prefer: wait=N`, capped at 600; 0 without one, or where no more may wait: then a change answers 202 at once. */
 int http_prefer_wait(const struct http_request *req);
-/* Called once if the client leaves before the answer, or the wait ends otherwise (drain, over max_parked, server freed);
+/* Before a GET that waits for something that may take long: a place among max_waits until the answer.
+ * ERR_DAEMON_OVERLOADED. */
+int http_wait_take(struct http_request *req, struct error *err);
+/* Called once if the client leaves before the answer, or the wait ends otherwise (drain, server freed);
  * the request must not be touched afterwards.  fn NULL revokes: then the request stays valid until it is answered, even
  * when its client has left, and a drain waits for it. */
 void http_on_gone(struct http_request *req, void (*fn)(void *arg, struct http_request *req), void *arg);

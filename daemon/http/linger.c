@@ -45,21 +45,29 @@ static void linger_readable(void *arg, int events)
     }
 }
 
-void http_linger(struct http_server *server, int fd)
+void http_linger_take(struct http_server *server, int fd)
 {
     struct http_linger *g;
 
-    if (server->n_lingers == HTTP_LINGERS_MAX || server->freeing || (g = mem_zalloc(sizeof(*g))) == NULL)
+    if (server->n_lingers == HTTP_LINGERS_MAX || server->freeing || (g = mem_zalloc(sizeof(*g))) == NULL) {
+        fd_close(fd);
         return;
+    }
     g->server = server;
     g->left = LINGER_BYTES;
     g->deadline = loop_now_ms(server->loop) + LINGER_MS;
-    g->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    g->fd = fd;
     g->next = server->lingers;
     server->lingers = g;
     server->n_lingers++;
     if (g->fd < 0 || (g->poller = poller_new(server->loop, g->fd, POLLER_READ, linger_readable, g, NULL)) == NULL)
         linger_free(g);
+}
+
+void http_linger(struct http_server *server, int fd)
+{
+    if (server->n_lingers < HTTP_LINGERS_MAX && !server->freeing)
+        http_linger_take(server, fcntl(fd, F_DUPFD_CLOEXEC, 3));
 }
 
 void http_linger_sweep(struct http_server *server, int64_t now)

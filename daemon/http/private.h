@@ -17,6 +17,7 @@
 
 #include "base/buf.h"
 #include "base/error.h"
+#include "base/limit.h"
 #include "http/http.h"
 #include "loop/poller.h"
 #include "loop/timer.h"
@@ -73,7 +74,10 @@ struct http_conn {
     bool fresh;       /* no request yet: the deadline runs from the connection's begin */
     bool allowed;     /* the peer of a Unix socket may talk to us */
     bool suspended;
-    bool parked; /* counted in the server's parked */
+    int64_t since; /* when its state began */
+    bool parked;   /* counted in the server's parked */
+    bool waits;    /* counted in the server's waits */
+    bool evicted;  /* on its way out, and counted no more */
     bool in_handler;
     bool abort;   /* nothing more is sent: close at libmicrohttpd's next call */
     bool closing; /* tell the client that the connection ends with this answer */
@@ -106,7 +110,6 @@ struct http_listener {
     struct http_server *server;
     struct MHD_Daemon *mhd;
     int fd;
-    unsigned n_conns;
     bool is_unix;
     bool wildcard; /* TCP: any address of the host */
     struct sockaddr_storage addr;
@@ -114,11 +117,15 @@ struct http_listener {
     char *path; /* Unix: the file we made and unlink; NULL: not ours */
     dev_t dev;
     ino_t ino;
+    struct poller *accepts;
+    struct timer *again; /* accepts after a pause */
     struct poller *poller;
     struct timer *timer;
     struct loop_task task;
     struct http_listener *next;
 };
+
+struct http_rate;
 
 /* A pattern cut at its slashes. */
 struct http_pattern {
@@ -152,6 +159,10 @@ struct http_server {
     struct timer *sweep;
     struct timer *grace;
     struct http_stats stats;
+    unsigned tcp_waits, tcp_streams;
+    int spare_fd; /* given away to tell a client that there are no more */
+    int64_t warned_at;
+    struct http_rate *rate; /* NULL: no limit */
     unsigned char random[512];
     unsigned random_left;
     bool draining, freeing;
@@ -179,6 +190,17 @@ int http_listen(struct http_server *server,
                 struct error *err);                /* makes server->listeners, sockets bound, no daemon yet */
 void http_listener_close(struct http_listener *l); /* closes the socket and unlinks its file if it is still ours */
 
+/* accept.c: connections come in, or are refused. */
+int http_accept_start(struct http_listener *l, struct error *err);
+void http_accept_stop(struct http_listener *l);
+
+/* limits.c */
+/* A place among the waits or streams, until http_slot_drop; refused where there is none for this client. */
+int http_slot_take(struct http_conn *conn, enum limit which, struct error *err);
+void http_slot_drop(struct http_conn *conn, enum limit which);
+struct http_rate *http_rate_new(unsigned per_s, unsigned burst); /* NULL: memory is short */
+int http_rate_take(struct http_conn *conn, struct error *err);
+
 /* auth.c */
 bool http_peer_allowed(struct http_listener *l, int fd, struct http_peer *ret_peer);
 /* Host, Origin and token of a request over TCP. */
@@ -193,6 +215,7 @@ void http_headers_walk(struct http_conn *conn);
 int http_headers_check(struct http_conn *conn, const char *version, uint64_t *ret_length, struct error *err);
 bool http_media_type_ok(const struct http_route *route, const char *content_type);
 void http_request_id(struct http_conn *conn);
+void http_random_id(struct http_server *server, char out[HTTP_ID_MAX + 1]);
 
 /* router.c */
 int http_router_init(struct http_server *server, struct error *err);
@@ -221,11 +244,12 @@ struct MHD_Response *http_make(struct http_conn *conn, const char *content_type,
 void http_decorate(struct http_conn *conn, struct MHD_Response *response, const char *content_type);
 struct MHD_Response *http_make_problem(struct http_conn *conn, const struct error *err, unsigned *ret_status);
 /* The whole answer as bytes, for where libmicrohttpd takes none any more (in the midst of a body). */
-int http_raw_problem(struct http_conn *conn, const struct error *err, struct buf *out);
+int http_raw_problem(const char *path, const char *request_id, const struct error *err, struct buf *out);
 void http_extra_clear(struct http_conn *conn);
 
 /* linger.c: reads away what a refused client still sends, so that it can read the refusal. */
 void http_linger(struct http_server *server, int fd);
+void http_linger_take(struct http_server *server, int fd); /* the fd is its own now */
 void http_linger_sweep(struct http_server *server, int64_t now);
 void http_linger_done(struct http_server *server);
 

@@ -135,20 +135,21 @@ struct MHD_Response *http_make_problem(struct http_conn *conn, const struct erro
     return http_make(conn, "application/problem+json", text, strlen(text));
 }
 
-int http_raw_problem(struct http_conn *conn, const struct error *err, struct buf *out)
+int http_raw_problem(const char *path, const char *request_id, const struct error *err, struct buf *out)
 {
     CLEANUP_BUF struct buf doc = BUF_INIT(PROBLEM_MAX);
     const char *text = no_memory_problem;
     int status = problem_status(err);
 
-    if (error_problem(err, conn->target.path, conn->request_id, &doc) == 0)
+    if (error_problem(err, path, request_id, &doc) == 0)
         text = doc.data;
     else
         status = 503;
     buf_printf(out,
-               "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: application/problem+json\r\n"
+               "HTTP/1.1 %d %s\r\nConnection: close\r\nContent-Type: application/problem+json\r\n%s"
                "X-Request-Id: %s\r\nContent-Length: %zu\r\n\r\n",
-               status, MHD_get_reason_phrase_for((unsigned)status), conn->request_id, strlen(text));
+               status, MHD_get_reason_phrase_for((unsigned)status), status == 503 ? "Retry-After: 1\r\n" : "",
+               request_id, strlen(text));
     return buf_str(out, text);
 }
 

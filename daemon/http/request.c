@@ -43,6 +43,13 @@ static void unpark(struct http_conn *conn)
     if (conn->parked)
         conn_server(conn)->stats.parked--;
     conn->parked = false;
+    http_slot_drop(conn, LIMIT_WAITS);
+}
+
+static void enter(struct http_conn *conn, enum conn_state state)
+{
+    conn->state = state;
+    conn->since = loop_now_ms(conn_server(conn)->loop);
 }
 
 /* Tells the handler's side, once, that its request is gone. */
@@ -122,7 +129,7 @@ static enum MHD_Result queue_answer(struct http_conn *conn)
     enum MHD_Result rc;
 
     conn->answer = NULL;
-    conn->state = CONN_REPLY;
+    enter(conn, CONN_REPLY);
     conn->deadline = 0;
     server->stats.responses[status / 100 <= 5 ? status / 100 : 5]++;
     rc = MHD_queue_response(conn->mhd, status, answer);
@@ -154,21 +161,19 @@ static enum MHD_Result refuse_now(struct http_conn *conn, const struct error *er
     return conn->answer != NULL ? queue_answer(conn) : MHD_NO;
 }
 
-/* Suspends until http_answer.  A read that cannot wait is refused; a change has begun, so it waits in any case, and a
- * client that leaves it unseen is noticed at the answer. */
+/* Suspends until http_answer.  A read whose client's leaving cannot be seen is refused; a change has begun, so it waits in any
+ * case, and a client that leaves it unseen is noticed at the answer. */
 static enum MHD_Result park(struct http_conn *conn)
 {
     struct http_server *server = conn_server(conn);
-    bool full = server->stats.parked >= server->config.max_parked;
     bool watched = conn->gone == NULL || http_watch(conn);
 
-    if (conn->gone != NULL && conn->req.method == HTTP_GET && (full || !watched)) {
+    if (conn->gone != NULL && conn->req.method == HTTP_GET && !watched) {
         struct error err = ERROR_INIT;
 
         call_gone(conn);
         server->stats.refused++;
-        error_set(&err, ERR_DAEMON_OVERLOADED,
-                  full ? "%u requests wait already" : "no memory beside %u waiting requests", server->stats.parked);
+        error_set(&err, ERR_DAEMON_OVERLOADED, "no memory beside %u waiting requests", server->stats.parked);
         enum MHD_Result rc = refuse_now(conn, &err);
         error_done(&err);
         return rc;
@@ -223,7 +228,7 @@ static int admit(struct http_conn *conn, const char *method, const char *version
 {
     uint64_t length = 0;
 
-    if (conn->listener->is_unix && http_auth(conn, err) != 0)
+    if (http_rate_take(conn, err) != 0 || (conn->listener->is_unix && http_auth(conn, err) != 0))
         return -1;
     if (http_headers_check(conn, version, &length, err) != 0) {
         conn->closing = true;
@@ -252,7 +257,7 @@ static enum MHD_Result begin(struct http_conn *conn, const char *method, const c
 {
     struct error err = ERROR_INIT;
 
-    conn->state = CONN_BODY;
+    enter(conn, CONN_BODY);
     conn_server(conn)->stats.requests++;
     http_headers_walk(conn);
     http_request_id(conn);
@@ -287,7 +292,7 @@ static enum MHD_Result refuse_body(struct http_conn *conn)
         error_set(&err, ERR_DAEMON_OVERLOADED, "no memory for the body");
     conn_server(conn)->stats.refused++;
     conn_server(conn)->stats.responses[error_info(err.code)->status / 100]++;
-    if (http_raw_problem(conn, &err, &out) == 0 &&
+    if (http_raw_problem(conn->target.path, conn->request_id, &err, &out) == 0 &&
         send(conn->fd, out.data, out.len, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)out.len)
         http_linger(conn_server(conn), conn->fd);
     conn->abort = true;
@@ -356,7 +361,7 @@ void *http_on_target(void *cls, const char *uri, struct MHD_Connection *mhd)
     if (conn == NULL)
         return NULL;
     conn->mhd = mhd;
-    conn->state = CONN_HEADERS;
+    enter(conn, CONN_HEADERS);
     if (!conn->fresh)
         conn->deadline = after(conn, conn_server(conn)->config.header_timeout_ms);
     conn->fresh = false;
@@ -382,7 +387,7 @@ static void reset(struct http_conn *conn)
     conn->closing = false;
     conn->suspended = false;
     memset(conn->req.params, 0, sizeof(conn->req.params));
-    conn->state = CONN_IDLE;
+    enter(conn, CONN_IDLE);
 }
 
 void http_on_completed(void *cls, struct MHD_Connection *mhd, void **ctx, enum MHD_RequestTerminationCode code)
@@ -408,25 +413,6 @@ void http_on_completed(void *cls, struct MHD_Connection *mhd, void **ctx, enum M
         shutdown(conn->fd, SHUT_RD); /* no next request; what was sent goes out */
 }
 
-/* Near the limit a new connection takes the place of the one that has been idle longest: clients that keep theirs open
- * do not lock the others out. */
-static void make_room(struct http_listener *l)
-{
-    unsigned max = l->server->config.max_connections;
-    struct http_conn *oldest = NULL;
-
-    if (l->n_conns + max / 16 + 1 < max)
-        return;
-    for (struct http_conn *c = l->server->conns; c != NULL; c = c->next)
-        if (c->listener == l && c->state == CONN_IDLE && !c->fresh && c->deadline != 0 &&
-            (oldest == NULL || c->deadline <= oldest->deadline))
-            oldest = c;
-    if (oldest == NULL)
-        return;
-    oldest->deadline = 0; /* once is enough */
-    shutdown(oldest->fd, SHUT_RDWR);
-}
-
 static void connection_begins(struct http_listener *l, struct MHD_Connection *mhd, void **ctx)
 {
     const union MHD_ConnectionInfo *info = MHD_get_connection_info(mhd, MHD_CONNECTION_INFO_CONNECTION_FD);
@@ -449,13 +435,12 @@ static void connection_begins(struct http_listener *l, struct MHD_Connection *mh
     conn->req.request_id = conn->request_id;
     buf_init(&conn->body, HTTP_BODY_MAX);
     conn->deadline = after(conn, server->config.header_timeout_ms);
+    conn->since = loop_now_ms(server->loop);
     conn->next = server->conns;
     if (conn->next != NULL)
         conn->next->prev = conn;
     server->conns = conn;
     server->stats.connections++;
-    l->n_conns++;
-    make_room(l);
 }
 
 static void connection_ends(struct http_server *server, struct http_conn *conn)
@@ -466,8 +451,7 @@ static void connection_ends(struct http_server *server, struct http_conn *conn)
         server->conns = conn->next;
     if (conn->next != NULL)
         conn->next->prev = conn->prev;
-    server->stats.connections--;
-    conn->listener->n_conns--;
+    server->stats.connections -= !conn->evicted;
     unpark(conn);
     reset(conn);
     http_target_done(&conn->target);

@@ -1,9 +1,10 @@
 /* server.c - the server: libmicrohttpd's daemons driven by the loop, one per listener; start, sweep, drain, end.
  *
- * Each daemon has one epoll fd, watched by one poller, and one timer for what it says it waits for; both call MHD_run
+ * Connections are accepted by us (accept.c) and handed over.  Each daemon has one epoll fd, watched by one poller, and one timer for what it says it waits for; both call MHD_run
  * and ask again.  A resumed connection is not noticed by libmicrohttpd by itself: http_kick runs it on a later turn,
  * once for all that was resumed.  MHD_run is never called from within itself: handlers only ever kick.
  * libmicrohttpd's own timeout ends connections that stall; a client that drips is ended by the sweep's deadlines. */
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -13,15 +14,16 @@
 #include "base/mem.h"
 #include "http/private.h"
 
-enum { CONNECTION_MEMORY = 32 * 1024, SWEEP_MS = 1000, SWEEP_MIN_MS = 20 };
+enum { CONNECTION_MEMORY = 32 * 1024, SWEEP_MS = 1000, SWEEP_MIN_MS = 20, LEAVING_MAX = 1024 };
 
 void http_config_defaults(struct http_config *config)
 {
     *config = (struct http_config){
         .socket_group = "vmmd",
         .max_connections = 1024,
-        .max_parked = 512,
+        .max_waits = 512,
         .max_streams = 256,
+        .rate_burst = 100,
         .header_timeout_ms = 10000,
         .body_timeout_ms = 30000,
         .idle_timeout_ms = 60000,
@@ -78,10 +80,10 @@ static int listener_start(struct http_listener *l, struct error *err)
 
     l->task.run = listener_task;
     l->mhd = MHD_start_daemon(
-        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_ALLOW_UPGRADE | MHD_USE_ERROR_LOG, 0, NULL, NULL, http_on_access,
-        l, MHD_OPTION_EXTERNAL_LOGGER, mhd_log, NULL, MHD_OPTION_LISTEN_SOCKET, l->fd, MHD_OPTION_NOTIFY_CONNECTION,
+        MHD_USE_EPOLL | MHD_USE_NO_LISTEN_SOCKET | MHD_ALLOW_SUSPEND_RESUME | MHD_ALLOW_UPGRADE | MHD_USE_ERROR_LOG, 0,
+        NULL, NULL, http_on_access, l, MHD_OPTION_EXTERNAL_LOGGER, mhd_log, NULL, MHD_OPTION_NOTIFY_CONNECTION,
         http_on_connection, l, MHD_OPTION_URI_LOG_CALLBACK, http_on_target, l, MHD_OPTION_NOTIFY_COMPLETED,
-        http_on_completed, l, MHD_OPTION_CONNECTION_LIMIT, server->config.max_connections,
+        http_on_completed, l, MHD_OPTION_CONNECTION_LIMIT, server->config.max_connections + LEAVING_MAX,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY, MHD_OPTION_CONNECTION_TIMEOUT,
         stall_s > idle_s ? stall_s : idle_s, MHD_OPTION_STRICT_FOR_CLIENT, 1, MHD_OPTION_END);
     if (l->mhd == NULL)
@@ -94,21 +96,21 @@ static int listener_start(struct http_listener *l, struct error *err)
     if (l->timer == NULL || l->poller == NULL)
         return error_set(err, ERR_HOST_INSUFFICIENT_MEMORY, "no memory for a listener");
     listener_run(l);
-    return 0;
+    return http_accept_start(l, err);
 }
 
 static void listener_quiesce(struct http_listener *l)
 {
     if (l->fd < 0)
         return;
-    if (l->mhd != NULL)
-        MHD_quiesce_daemon(l->mhd);
+    http_accept_stop(l);
     http_listener_close(l);
 }
 
 static void listener_free(struct http_listener *l)
 {
     listener_quiesce(l);
+    http_accept_stop(l);
     poller_free(l->poller);
     timer_free(l->timer);
     if (l->mhd != NULL)
@@ -174,6 +176,9 @@ static int server_start(struct http_server *server, struct error *err)
     server->grace = timer_new(server->loop, grace_over, server);
     if (server->sweep == NULL || server->grace == NULL)
         return error_set(err, ERR_HOST_INSUFFICIENT_MEMORY, "no memory for the HTTP server");
+    if (server->config.rate_limit > 0 &&
+        (server->rate = http_rate_new(server->config.rate_limit, server->config.rate_burst)) == NULL)
+        return error_set(err, ERR_HOST_INSUFFICIENT_MEMORY, "no memory for the table of peers");
     if (http_router_init(server, err) != 0 || http_listen(server, err) != 0)
         return -1;
     for (struct http_listener *l = server->listeners; l != NULL; l = l->next)
@@ -198,6 +203,7 @@ struct http_server *http_server_new(struct loop *loop, const struct http_config 
     server->routes = routes;
     server->arg = arg;
     server->drained_task.run = call_drained;
+    server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (server_start(server, err) != 0) {
         http_server_free(server);
         return NULL;
@@ -253,6 +259,8 @@ void http_server_free(struct http_server *server)
     timer_free(server->sweep);
     timer_free(server->grace);
     http_router_done(server);
+    fd_close(server->spare_fd);
+    mem_free(server->rate);
     mem_free(server->token);
     mem_free(server);
 }

@@ -155,26 +155,30 @@ struct http_stream *http_stream_start(struct http_request *req, int status, cons
     struct MHD_Response *response = NULL;
     struct http_stream *s = NULL;
 
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+
     if (conn->abort)
         return NULL;
-    if (server->stats.streams < server->config.max_streams && !conn->extra_failed)
-        s = stream_new(conn, max_pending, events, arg);
-    if (s != NULL && http_watch(conn))
-        response = MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, read_pending, s, response_freed);
+    if (http_slot_take(conn, LIMIT_STREAMS, &err) == 0) {
+        if (!conn->extra_failed)
+            s = stream_new(conn, max_pending, events, arg);
+        if (s != NULL && http_watch(conn))
+            response =
+                MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, read_pending, s, response_freed);
+        if (response == NULL) {
+            mem_free(s);
+            http_slot_drop(conn, LIMIT_STREAMS);
+            error_set(&err, ERR_DAEMON_OVERLOADED, "no memory for a stream");
+        }
+    }
     if (response == NULL) {
-        struct error err = ERROR_INIT;
-
-        mem_free(s);
         server->stats.refused++;
-        error_set(&err, ERR_DAEMON_OVERLOADED, "no more streams beside the %u open", server->stats.streams);
         http_reply_error(req, &err);
-        error_done(&err);
         return NULL;
     }
     s->held = true;
     http_decorate(conn, response, content_type);
     conn->stream = s;
-    server->stats.streams++;
     http_answer(conn, (unsigned)status, response);
     return s;
 }
@@ -230,7 +234,7 @@ void http_stream_left(struct http_stream *s)
 
 void http_stream_completed(struct http_stream *s)
 {
-    s->server->stats.streams--;
+    http_slot_drop(s->conn, LIMIT_STREAMS);
     s->conn = NULL;
     if (s->server->freeing && s->owned) {
         s->dead = true;

@@ -346,7 +346,6 @@ struct http_ws *http_ws_accept(struct http_request *req, size_t max_pending, con
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
     struct http_conn *conn = conn_of(req);
-    struct http_server *server = conn_server(conn);
     char accept[WS_ACCEPT_MAX];
     struct MHD_Response *response = NULL;
     struct http_ws *ws;
@@ -355,15 +354,14 @@ struct http_ws *http_ws_accept(struct http_request *req, size_t max_pending, con
         return NULL;
     if (handshake(req, accept, &err) != 0)
         return refuse(req, &err);
-    if (server->stats.streams >= server->config.max_streams) {
-        error_set(&err, ERR_DAEMON_OVERLOADED, "%u streams are open already", server->stats.streams);
+    if (http_slot_take(conn, LIMIT_STREAMS, &err) != 0)
         return refuse(req, &err);
-    }
     ws = ws_new(conn, max_pending, events, arg);
     if (ws != NULL)
         response = MHD_create_response_for_upgrade(upgraded, ws);
     if (response == NULL) {
         mem_free(ws);
+        http_slot_drop(conn, LIMIT_STREAMS);
         error_set(&err, ERR_DAEMON_OVERLOADED, "no memory for a WebSocket");
         return refuse(req, &err);
     }
@@ -371,7 +369,6 @@ struct http_ws *http_ws_accept(struct http_request *req, size_t max_pending, con
     MHD_add_response_header(response, "Upgrade", "websocket");
     MHD_add_response_header(response, "Sec-WebSocket-Accept", accept);
     conn->ws = ws;
-    server->stats.streams++;
     http_answer(conn, MHD_HTTP_SWITCHING_PROTOCOLS, response);
     return ws;
 }
@@ -407,7 +404,7 @@ void http_ws_close(struct http_ws *ws, int code, const char *reason)
 
 void http_ws_completed(struct http_ws *ws)
 {
-    ws->server->stats.streams--;
+    http_slot_drop(ws->conn, LIMIT_STREAMS);
     ws->conn = NULL;
     ws->urh = NULL;
     if (ws->state != WS_OVER) /* it ended before it was upgraded */

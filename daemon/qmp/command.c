@@ -33,8 +33,8 @@ int qmp_send(struct qmp *q, const char *command, const json_t *arguments, json_i
         return error_set(err, ERR_QEMU_QMP_COMMAND_FAILED, "the command %s is too large for %s or memory is short",
                          command, q->who);
     if (stream_write(q->stream, line.data, line.len) < 0)
-        return error_set(err, ERR_QEMU_QMP_COMMAND_FAILED, "%s does not read its monitor: too much is waiting for %s",
-                         q->who, command);
+        return error_set(err, ERR_VM_UNRESPONSIVE, "%s does not read its monitor: too much is waiting for %s", q->who,
+                         command);
     q->last_id = id;
     *ret_id = id;
     return 0;
@@ -69,8 +69,8 @@ static int execute(struct qmp *q, const char *command, const json_t *arguments, 
         return error_set(err, ERR_QEMU_QMP_CONNECT_FAILED, "the monitor of %s is not connected: %s was not sent",
                          q->who, command);
     if (q->n_pending >= QMP_PENDING_MAX)
-        return error_set(err, ERR_QEMU_QMP_COMMAND_FAILED, "%s has %d commands to answer already: %s was not sent",
-                         q->who, QMP_PENDING_MAX, command);
+        return error_set(err, ERR_VM_UNRESPONSIVE, "%s has %d commands to answer already: %s was not sent", q->who,
+                         QMP_PENDING_MAX, command);
     struct qmp_command *c = command_new(q, command, timeout_ms);
     if (c == NULL)
         return error_set(err, ERR_QEMU_QMP_COMMAND_FAILED, "no memory for the command %s of %s", command, q->who);

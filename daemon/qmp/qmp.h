@@ -51,7 +51,7 @@ int qmp_reconnect(struct qmp *q, struct error *err);
  * too much waiting, no memory; reply never comes then.  On 0 the reply comes exactly once, not before this returns:
  * `ret` is borrowed, and NULL on error; `err` is never NULL, and unset on success.
  * Errors: ERR_QEMU_QMP_COMMAND_FAILED (QEMU's class and text in causes, or the connection was lost),
- * ERR_VM_UNRESPONSIVE (no answer within timeout_ms; a late one is dropped, and the command may still take effect). */
+ * ERR_VM_UNRESPONSIVE (too much waits for answers already, or no answer within timeout_ms; a late one is dropped, and the command may still take effect). */
 int qmp_execute(struct qmp *q, const char *command, json_t *arguments, int64_t timeout_ms,
                 void (*reply)(void *arg, json_t *ret, struct error *err), void *arg, struct error *err);
 

@@ -1,7 +1,8 @@
 /* events.c - GET /v1/events: server-sent events, replayed and live.
  *
  * Each event is `id:`, `event:`, `data:`.  A comment goes out every 15 s.  A replay goes as fast as it is read.  A reader that
- * does not keep up with what is live (1 MiB waiting) is dropped: it comes back with Last-Event-ID and misses nothing. */
+ * does not keep up with what is live (256 KiB waiting), or takes nothing for a minute, is dropped; one for which what comes next is
+ * no longer kept is ended.  It comes back with Last-Event-ID and misses nothing, or is told that it did. */
 #include <stdio.h>
 #include <string.h>
 
@@ -12,7 +13,7 @@
 #include "model/fields.h"
 #include "rest/rest.h"
 
-enum { PENDING_MAX = 1 << 20, PENDING_HOLD = 1 << 17, HEARTBEAT_MS = 15000 };
+enum { PENDING_MAX = 1 << 18, PENDING_HOLD = 1 << 16, EVENT_MAX = 1 << 20, HEARTBEAT_MS = 15000 };
 
 struct sse {
     struct http_stream *stream;
@@ -32,16 +33,27 @@ static void sse_gone(void *arg)
     sse_free(arg);
 }
 
+static void sse_end(struct sse *s)
+{
+    http_stream_end(s->stream);
+    sse_free(s);
+}
+
 static void sse_event(void *arg, int64_t id, const char *type, const char *doc)
 {
     struct sse *s = arg;
-    CLEANUP_BUF struct buf b = BUF_INIT(PENDING_MAX);
+    CLEANUP_BUF struct buf b = BUF_INIT(EVENT_MAX);
 
-    buf_printf(&b, "id: %lld\nevent: %s\ndata: ", (long long)id, type);
-    buf_str(&b, doc);
-    buf_str(&b, "\n\n");
-    if (b.failed || s->stream == NULL ||
-        http_stream_write(s->stream, b.data, b.len) < 0) /* one that is full is dropped: gone follows */
+    if (type != NULL) {
+        buf_printf(&b, "id: %lld\nevent: %s\ndata: ", (long long)id, type);
+        buf_str(&b, doc);
+        buf_str(&b, "\n\n");
+    }
+    if (type == NULL || b.failed) { /* what it cannot have now it asks for again */
+        sse_end(s);
+        return;
+    }
+    if (http_stream_write(s->stream, b.data, b.len) < 0) /* one that is full is dropped: gone follows */
         return;
     if (http_stream_pending(s->stream) > PENDING_HOLD)
         core_events_hold(s->sub, true);

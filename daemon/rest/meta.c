@@ -8,6 +8,7 @@
 #include "base/buf.h"
 #include "base/clock.h"
 #include "base/fd.h"
+#include "base/limit.h"
 #include "base/mem.h"
 #include "base/str.h"
 #include "model/json_text.h"
@@ -93,14 +94,44 @@ static json_t *disk_json(const char *path)
                      (double)(int64_t)(available * 100) / 100);
 }
 
-static json_t *limits_json(const struct rest *rest)
+static int64_t limit_max(const struct rest *rest, enum limit limit)
 {
     const struct core_config *c = core_get_config(rest->core);
 
-    return json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "max_vms", (json_int_t)c->max_vms, "max_operations",
-                     (json_int_t)c->max_operations, "max_connections", (json_int_t)rest->max_connections, "max_parked",
-                     (json_int_t)rest->max_parked, "max_streams", (json_int_t)rest->max_streams, "max_body_bytes",
-                     (json_int_t)HTTP_BODY_MAX, "events_keep", (json_int_t)c->events_keep);
+    switch (limit) {
+    case LIMIT_VMS:
+        return c->max_vms;
+    case LIMIT_OPERATIONS:
+        return c->max_operations;
+    case LIMIT_VM_OPERATIONS:
+        return c->max_operations_per_vm;
+    case LIMIT_CONNECTIONS:
+        return rest->max_connections;
+    case LIMIT_WAITS:
+        return rest->max_waits;
+    case LIMIT_STREAMS:
+        return rest->max_streams;
+    case LIMIT_OPEN_FILES:
+        return limit_files_max();
+    case LIMIT_REQUEST_RATE:
+        return rest->rate_limit;
+    case LIMIT_MAX:
+        break;
+    }
+    return 0;
+}
+
+/* Each by the name of its key in vmmd.conf. */
+static json_t *limits_json(const struct rest *rest)
+{
+    const struct core_config *c = core_get_config(rest->core);
+    json_t *limits = json_pack("{s:I,s:I,s:I,s:I}", "rate_burst", (json_int_t)rest->rate_burst, "operations_keep_s",
+                               (json_int_t)c->operations_keep_s, "events_keep", (json_int_t)c->events_keep,
+                               "max_body_bytes", (json_int_t)HTTP_BODY_MAX);
+
+    for (enum limit l = 0; l < LIMIT_MAX; l++)
+        json_object_set_new(limits, limit_key(l), json_integer(limit_max(rest, l)));
+    return limits;
 }
 
 static json_t *tools_json(const json_t *described)
@@ -196,22 +227,49 @@ static void put_vms(struct buf *b, struct core *core)
     number(b, "vmmd_events_newest", "gauge", "Id of the newest event.", (double)core_event_newest(core));
 }
 
-static void put_http(struct buf *b, const struct rest *rest)
+static void put_http(struct buf *b, const struct http_stats *st)
 {
-    struct http_stats st = {0};
-
-    if (rest->server != NULL)
-        http_server_stats(rest->server, &st);
     number(b, "vmmd_http_requests_total", "counter", "Requests that reached a handler or were refused.",
-           (double)st.requests);
+           (double)st->requests);
     metric(b, "vmmd_http_responses_total", "counter", "Responses by class of status.");
     for (int i = 1; i <= 5; i++)
-        buf_printf(b, "vmmd_http_responses_total{class=\"%dxx\"} %llu\n", i, (unsigned long long)st.responses[i]);
+        buf_printf(b, "vmmd_http_responses_total{class=\"%dxx\"} %llu\n", i, (unsigned long long)st->responses[i]);
     number(b, "vmmd_http_refused_total", "counter",
-           "Requests refused before a handler: malformed, not admitted, over a limit.", (double)st.refused);
-    number(b, "vmmd_http_connections", "gauge", "Open connections.", st.connections);
-    number(b, "vmmd_http_parked", "gauge", "Requests whose answer is held.", st.parked);
-    number(b, "vmmd_http_streams", "gauge", "Open event streams, followed logs and WebSockets.", st.streams);
+           "Requests refused before a handler: malformed, not admitted, over a limit.", (double)st->refused);
+    number(b, "vmmd_http_connections", "gauge", "Open connections.", st->connections);
+    number(b, "vmmd_http_parked", "gauge", "Requests whose answer is held.", st->parked);
+    number(b, "vmmd_http_waits", "gauge", "Those of them that wait for something: Prefer: wait and /wait.", st->waits);
+    number(b, "vmmd_http_streams", "gauge", "Open event streams, followed logs and WebSockets.", st->streams);
+}
+
+/* What is used of each limit; of the rate of requests nothing is counted. */
+static void put_limits(struct buf *b, const struct rest *rest, const struct http_stats *st)
+{
+    unsigned by_state[VM_STATE_MAX];
+    const int64_t used[LIMIT_MAX] = {
+        [LIMIT_VMS] = core_vm_count(rest->core, by_state),
+        [LIMIT_OPERATIONS] = core_operation_count(rest->core),
+        [LIMIT_VM_OPERATIONS] = core_vm_operation_count(rest->core),
+        [LIMIT_CONNECTIONS] = st->connections,
+        [LIMIT_WAITS] = st->waits,
+        [LIMIT_STREAMS] = st->streams,
+        [LIMIT_OPEN_FILES] = limit_files_used(),
+        [LIMIT_REQUEST_RATE] = -1,
+    };
+
+    metric(b, "vmmd_limit", "gauge", "Limits; 0: none.");
+    for (enum limit l = 0; l < LIMIT_MAX; l++)
+        buf_printf(b, "vmmd_limit{limit=\"%s\"} %lld\n", limit_name(l), (long long)limit_max(rest, l));
+    metric(b, "vmmd_limit_used", "gauge", "What is used of them now; of operations_per_vm by the VM that has most.");
+    for (enum limit l = 0; l < LIMIT_MAX; l++)
+        if (used[l] >= 0)
+            buf_printf(b, "vmmd_limit_used{limit=\"%s\"} %lld\n", limit_name(l), (long long)used[l]);
+    metric(b, "vmmd_limit_refused_total", "counter", "Refusals by limit.");
+    for (enum limit l = 0; l < LIMIT_MAX; l++)
+        buf_printf(b, "vmmd_limit_refused_total{limit=\"%s\"} %llu\n", limit_name(l),
+                   (unsigned long long)limit_refused(l));
+    number(b, "process_open_fds", "gauge", "Open file descriptors.", limit_files_used());
+    number(b, "process_max_fds", "gauge", "File descriptors that may be open.", limit_files_max());
 }
 
 static void put_store(struct buf *b, struct core *core)
@@ -232,12 +290,17 @@ void rest_metrics(struct http_request *req, void *arg)
     struct rest *rest = arg;
     CLEANUP_BUF struct buf b = BUF_INIT(1 << 20);
     CLEANUP_ERROR struct error err = ERROR_INIT;
+    struct http_stats st = {0};
     long rss = 0, size = 0;
+
+    if (rest->server != NULL)
+        http_server_stats(rest->server, &st);
 
     metric(&b, "vmmd_info", "gauge", "The version that runs.");
     buf_str(&b, "vmmd_info{version=\"" VMMD_VERSION "\"} 1\n");
     put_vms(&b, rest->core);
-    put_http(&b, rest);
+    put_http(&b, &st);
+    put_limits(&b, rest, &st);
     put_store(&b, rest->core);
     number(&b, "vmmd_loop_lag_max_seconds", "gauge",
            "Longest time since the last scrape that the loop kept other work waiting.",

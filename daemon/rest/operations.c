@@ -160,12 +160,15 @@ static void reply_stored(struct stored *s, const char *doc)
     json_t *op = s->as_result ? json_loads(doc, 0, NULL) : NULL;
     json_t *error = json_object_get(op, "error");
 
-    if (json_is_object(error)) { /* as an answer to this request, like one from memory */
+    if (json_is_object(error)) {
+        int64_t status = json_integer_value(json_object_get(error, "status"));
+        json_object_set_new(error, "request_id", json_string(s->req->request_id)); /* of this answer, as always */
         json_object_set_new(error, "instance", json_string(s->req->path));
-        json_object_set_new(error, "request_id", json_string(s->req->request_id));
+        if (status == 503)
+            http_add_header(s->req, "Retry-After", "1");
         char *text = json_text(json_incref(error), 0, NULL);
-        http_reply(s->req, (int)json_integer_value(json_object_get(error, "status")), "application/problem+json",
-                   text != NULL ? text : "", text != NULL ? strlen(text) : 0);
+        http_reply(s->req, (int)status, "application/problem+json", text != NULL ? text : "",
+                   text != NULL ? strlen(text) : 0);
         mem_free(text);
     } else {
         http_reply_json(s->req, s->status, doc);

@@ -13,7 +13,7 @@ struct rest {
     struct loop *loop;
     struct http_server *server; /* set once it serves */
     const char *data_dir;
-    unsigned max_connections, max_parked, max_streams;
+    unsigned max_connections, max_waits, max_streams, rate_limit, rate_burst;
     int64_t started_at;
 };
 

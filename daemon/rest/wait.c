@@ -76,6 +76,8 @@ void rest_vm_wait(struct http_request *req, void *arg)
                             "the query needs for=, once to 8 times");
         goto refuse;
     }
+    if (http_wait_take(req, &err) < 0)
+        goto refuse;
     w = mem_zalloc(sizeof(*w));
     if (w == NULL) {
         error_set(&err, ERR_DAEMON_OVERLOADED, "out of memory");

@@ -1,22 +1,8 @@
 """GET /metrics in the Prometheus text format."""
 import re
 
+from lib.metrics import samples
 from lib.vms import make_vm
-
-SAMPLE = re.compile(r'^([a-zA-Z_:][a-zA-Z0-9_:]*)(\{[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\.)*"(?:,[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\.)*")*\})?'
-                    r' (-?[0-9.eE+-]+|NaN|[+-]Inf)$')
-
-
-def samples(api):
-    found = {}
-    for line in api.get("/metrics").text.splitlines():
-        if line and not line.startswith("#"):
-            match = SAMPLE.match(line)
-            assert match, line
-            assert (match[1], match[2]) not in found, f"twice: {line}"
-            found[(match[1], match[2])] = float(match[3])
-    return found
-
 
 def test_content_type_is_prometheus(shared_api):
     assert shared_api.get("/metrics").headers["Content-Type"].startswith("text/plain; version=0.0.4")
@@ -54,3 +40,15 @@ def test_requests_are_counted(shared_api):
 
 def test_lag_of_the_loop_is_told(shared_api):
     assert any("loop" in name and "lag" in name for name, _ in samples(shared_api))
+
+
+def test_each_limit_has_its_number_its_use_and_its_refusals(shared_api):
+    found = samples(shared_api)
+    limits = shared_api.get("/v1/host").json["limits"]
+    names = {labels for (name, labels) in found if name == "vmmd_limit"}
+    assert names == {labels for (name, labels) in found if name == "vmmd_limit_refused_total"}
+    assert names - {'{limit="request_rate"}'} == {labels for (name, labels) in found if name == "vmmd_limit_used"}
+    for name in names:
+        key = name.split('"')[1]
+        key = "rate_limit" if key == "request_rate" else f"max_{key}"
+        assert limits[key] == found[("vmmd_limit", name)], key

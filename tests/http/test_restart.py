@@ -222,3 +222,32 @@ def test_socket_is_removed_at_a_clean_end(vmmd):
     vmmd.stop()
     assert not os.path.exists(vmmd.socket)
     vmmd.start()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_wait_for_an_operation_goes_on_by_its_id(api, vmmd, way):
+    """Who waited asks the next daemon, and is told at once what became of it."""
+    make_vm(api, labels={"noop.delay_ms.spawn": "60000"})
+    op_id = begin(api, "start")["id"]
+    eventually(lambda: get_operation(api, op_id), lambda op: op["step"] == "spawn")
+    again(vmmd, way)
+    began = time.monotonic()
+    answer = api.get(f"/v1/operations/{op_id}", prefer_wait=60)
+    assert time.monotonic() - began < 10
+    if answer.status != 200:
+        assert (answer.status, answer.code) == (503, "operation::interrupted"), answer
+    again(vmmd, "SIGKILL")  # and so by the one after that
+    assert api.get(f"/v1/operations/{op_id}", prefer_wait=60).status == answer.status
+
+
+def test_operations_are_remembered_as_long_as_the_config_says(daemons):
+    daemon = daemons(config="operations_keep_s = 3\nevents_keep = 10\n")
+    api = daemon.client()
+    op_id = api.post("/v1/vms", create_body("web"), prefer_wait=30, headers={"Idempotency-Key": "k"}).json["id"]
+    daemon.kill9()
+    daemon.start()
+    assert api.get(f"/v1/operations/{op_id}").json["state"] == "succeeded"
+    time.sleep(3)
+    for number in range(130):  # what is old goes when the events are cut, or every ten minutes
+        api.patch("/v1/vms/web", {"labels": {"n": str(number)}})
+    eventually(lambda: api.get(f"/v1/operations/{op_id}").code, lambda code: code == "operation::not_found")

@@ -176,7 +176,7 @@ class Contract:
             yield from self.schema_errors(content[ctype]["schema"]["$ref"].rsplit("/", 1)[1], value)
 
     def _other_method(self, item, status, headers):
-        if status not in (405, 400, 401, 403, 503):
+        if status not in (405, 400, 401, 403, 429, 503):
             yield f"status {status} for a method that the route does not have"
         if status == 405:
             allow = {name.strip() for name in (headers.get("Allow") or "").split(",")}

@@ -91,7 +91,13 @@ static void h_echo(struct http_request *req, void *arg)
 
 static void h_park(struct http_request *req, void *arg)
 {
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+
     (void)arg;
+    if (http_wait_take(req, &err) < 0) {
+        http_reply_error(req, &err);
+        return;
+    }
     f.parked = req;
     http_on_gone(req, on_gone, NULL);
 }
@@ -579,7 +585,7 @@ static void parked(void **state)
     struct http_stats stats;
 
     (void)state;
-    f.config.max_parked = 1;
+    f.config.max_waits = 1;
     start(NULL, false);
     c = dial_unix();
     say(c, "GET /v1/park HTTP/1.1\r\n" H "\r\nGET /v1/hello HTTP/1.1\r\n" H "\r\n");
@@ -589,8 +595,9 @@ static void parked(void **state)
     assert_int_equal(stats.parked, 1);
     struct http_request *first = f.parked; /* a second one is over the limit */
     ask(false, "GET /v1/park HTTP/1.1\r\n" H "\r\n", "503", "Retry-After: 1\r\n");
-    assert_int_equal(f.gone, 1);
+    assert_int_equal(f.gone, 0);
     ask(false, "GET /v1/vms/a HTTP/1.1\r\n" H "Prefer: wait=5\r\n\r\n", "201", "[0]"); /* nobody waits at the limit */
+    f.parked = NULL;
     http_reply_json(first, 200, "\"late\"");
     expect(c, "\"late\"");
     expect(c, "hello"); /* the pipelined one */
@@ -600,11 +607,12 @@ static void parked(void **state)
     say(c, "GET /v1/park HTTP/1.1\r\n" H "\r\n");
     UNTIL(c, f.parked != NULL);
     hang_up(c);
-    UNTIL(NOBODY, f.gone == 2);
+    UNTIL(NOBODY, f.gone == 1);
     turns(10);
-    assert_int_equal(f.gone, 2);
+    assert_int_equal(f.gone, 1);
     http_server_stats(f.server, &stats);
     assert_int_equal(stats.parked, 0);
+    assert_int_equal(stats.waits, 0);
     assert_int_equal(stats.connections, 0);
     c = dial_unix(); /* the client leaves a request whose handler wants no word: it stays until answered */
     say(c, "GET /v1/slow HTTP/1.1\r\n" H "\r\n");
@@ -625,13 +633,13 @@ static void streams(void **state)
     struct client *c;
 
     (void)state;
-    f.config.max_streams = 1;
+    f.config.max_streams = 2; /* one is for the Unix socket */
     start(NULL, true);
     memset(block, 's', sizeof(block));
     c = dial_tcp();
     say(c, "GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n\r\n");
     expect(c, "text/event-stream"); /* the head comes before any data */
-    ask(false, "GET /v1/stream HTTP/1.1\r\n" H "\r\n", "503", "daemon::overloaded");
+    ask(true, "GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n\r\n", "503", "\"config_key\":\"max_streams\"");
     UNTIL(c, false || f.server->stats.streams == 1);
     f.stream = NULL;
     hang_up(c);

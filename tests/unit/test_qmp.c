@@ -468,7 +468,7 @@ static void too_many_commands_are_refused(void **state)
         assert_int_equal(execute(f, "x", NULL, 100000), 0);
     struct error err = ERROR_INIT;
     assert_int_equal(qmp_execute(f->q, "y", json_object(), 5000, on_reply, f, &err), -1);
-    assert_int_equal(err.code, ERR_QEMU_QMP_COMMAND_FAILED);
+    assert_int_equal(err.code, ERR_VM_UNRESPONSIVE);
     error_done(&err);
     assert_int_equal(f->replies, 0);
 }

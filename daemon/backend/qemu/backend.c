@@ -238,6 +238,7 @@ static void qemu_free(struct backend *ops)
 
 static const struct backend vtable = {
     .name = "qemu",
+    .files = 16,
     .check = qemu_check,
     .overhead_mb = qemu_overhead_mb,
     .port_free = qemu_port_free,

@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/crash.h"
+#include "base/limit.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "core/leftover.h"
@@ -203,15 +204,59 @@ static void enqueue(struct vm_op *vo)
     *end = vo;
 }
 
+static unsigned operations_of(const struct live_vm *vm)
+{
+    unsigned n = vm->op != NULL;
+
+    for (const struct vm_op *vo = vm->op_next; vo != NULL; vo = vo->next)
+        n++;
+    return n;
+}
+
+unsigned core_vm_operation_count(const struct core *core)
+{
+    unsigned most = 0;
+
+    for (const struct vm_op *vo = core->vm_ops; vo != NULL; vo = vo->all_next) {
+        unsigned n = vo->vm->op == vo ? operations_of(vo->vm) : 1;
+        most = n > most ? n : most;
+    }
+    return most;
+}
+
+/* What brings a VM up needs files; what takes one down is never refused for them. */
+static unsigned files_of(const struct live_vm *vm, const struct vm_plan *plan)
+{
+    return plan->verb == VM_CREATE || plan->verb == VM_START || plan->verb == VM_RESTART ? vm->be->files : 0;
+}
+
+static int check_limits(const struct live_vm *vm, const struct vm_plan *plan, const struct core_request *req,
+                        struct error *err)
+{
+    const struct core *core = vm->core;
+    const struct core_config *c = &core->config;
+    bool network = req != NULL && req->peer != NULL && !req->peer->is_unix;
+    bool down = plan->verb == VM_STOP || plan->verb == VM_KILL || plan->verb == VM_DESTROY;
+
+    if (core->n_running >= (network ? limit_share(c->max_operations) : c->max_operations))
+        return limit_refuse(LIMIT_OPERATIONS, c->max_operations, err, "%u operations are under way", core->n_running);
+    if (operations_of(vm) >= c->max_operations_per_vm)
+        return limit_refuse(LIMIT_VM_OPERATIONS, c->max_operations_per_vm, err,
+                            "VM %s has %u operations under way and waiting", vm->vm.name, operations_of(vm));
+    if (!down && !limit_files_room(FILES_FOR_VMS, core->files_promised + files_of(vm, plan)))
+        return limit_refuse(LIMIT_OPEN_FILES, limit_files_max(), err,
+                            "vmmd has %u files open and keeps the rest for what runs: %s of VM %s was not begun",
+                            limit_files_used(), plan->kind, vm->vm.name);
+    return 0;
+}
+
 int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct core_request *req,
                 const struct core_verb_args *args, bool queue, struct operation **ret, struct error *err)
 {
     if ((!let_go_soon(vm) || vm->op_next != NULL) && !queue)
         return busy_error(vm, err);
-    if (vm->core->n_running >= vm->core->config.max_operations) {
-        error_set(err, ERR_DAEMON_OVERLOADED, "%u operations are under way, the limit", vm->core->n_running);
+    if (check_limits(vm, plan, req, err) < 0)
         return -1;
-    }
     struct change *ch = change_new(vm->core); /* with it, a refusal comes on a later turn */
     struct vm_op *vo = ch != NULL ? vm_op_new(vm, plan, req, args, err) : NULL;
     if (vo == NULL) {
@@ -229,6 +274,8 @@ int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct cor
     vm->core->n_running++;
     vo->by_policy = req == NULL;
     bool overrules = !vo->by_policy && policy_overruled(vm, ch, plan->kind);
+    vo->files = files_of(vm, plan);
+    vm->core->files_promised += vo->files;
     if (free_now(vm)) {
         vo->res->state = OPERATION_RUNNING;
         vm->op = vo;

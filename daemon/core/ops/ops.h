@@ -52,6 +52,7 @@ struct vm_op {
     struct vm_failure failure;
     bool persisted; /* its end is durable and published */
     bool parked;    /* the daemon leaves */
+    unsigned files; /* promised to it */
 
     int64_t timeout_s; /* stop, restart */
     const char *method;

@@ -78,6 +78,8 @@ void vm_op_let_go(struct vm_op *vo)
         vm->op = NULL;
     if (vo->core->n_running > 0) /* parking gave all up at once */
         vo->core->n_running--;
+    vo->core->files_promised -= vo->files;
+    vo->files = 0;
     core_check_idle(vo->core);
     if (vm->vm.state != VM_RUNNING && vm->vm.state != VM_SUSPENDED && vm->op == NULL && vm->op_next == NULL)
         live_vm_detach(vm);
