@@ -40,6 +40,7 @@ static const struct key {
     {"console_log_kb", KEY_INT, offsetof(struct config, console_log_kb), 64, 2048},
     {"vmm_log_kb", KEY_INT, offsetof(struct config, vmm_log_kb), 16, 1024},
     {"max_image_gb", KEY_INT, offsetof(struct config, max_image_gb), 1, 1048576},
+    {"disk_reserve_mb", KEY_INT, offsetof(struct config, disk_reserve_mb), 0, 1048576},
     {"shutdown_grace_s", KEY_INT, offsetof(struct config, shutdown_grace_s), 0, 3600},
 };
 
@@ -56,6 +57,7 @@ void config_defaults(struct config *config)
         .console_log_kb = 1024,
         .vmm_log_kb = 256,
         .max_image_gb = 16384,
+        .disk_reserve_mb = 64,
         .shutdown_grace_s = 5,
     };
 }

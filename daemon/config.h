@@ -27,6 +27,7 @@ struct config {
     int64_t events_keep;
     int64_t console_log_kb, vmm_log_kb;
     int64_t max_image_gb;
+    int64_t disk_reserve_mb;
     int64_t shutdown_grace_s;
 };
 

@@ -66,6 +66,10 @@ struct backend {
      * below /spec), ERR_HOST_INSUFFICIENT_MEMORY.  Called at create and PATCH. */
     int (*check)(struct backend *be, const struct vm_spec *spec, struct error *err);
 
+    /* How many bytes of the data directory a start of the VM takes, and its making where `create`, as far as that can be told
+     * beforehand; NULL: none.  At once. */
+    uint64_t (*room)(struct backend *be, const struct vm_spec *spec, bool create);
+
     /* Whether nothing on this host listens on the port now; NULL: always.  A system call or two, at once. */
     bool (*port_free)(struct backend *be, bool udp, const char *host_ip, uint16_t port);
 

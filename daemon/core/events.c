@@ -146,10 +146,10 @@ struct event_sub *core_events_subscribe(struct core *core, int64_t since, const 
                                         void (*fn)(void *arg, int64_t id, const char *type, const char *doc), void *arg,
                                         struct error *err)
 {
-    if (since >= 0 && core->event_oldest > 0 && since < core->event_oldest - 1) {
+    if (since >= 0 && core_event_oldest(core) > 0 && since < core_event_oldest(core) - 1) {
         error_set(err, ERR_EVENTS_CURSOR_EXPIRED, "event %lld is no longer kept; the oldest is %lld", (long long)since,
-                  (long long)core->event_oldest);
-        error_ctx_int(err, "oldest", core->event_oldest);
+                  (long long)core_event_oldest(core));
+        error_ctx_int(err, "oldest", core_event_oldest(core));
         return NULL;
     }
     struct event_sub *sub = mem_zalloc(sizeof(*sub));
@@ -199,7 +199,9 @@ int64_t core_event_newest(const struct core *core)
 
 int64_t core_event_oldest(const struct core *core)
 {
-    return core->event_oldest;
+    int64_t gone = store_events_gone(core->store);
+
+    return gone >= core->event_oldest ? gone + 1 : core->event_oldest;
 }
 
 void events_free(struct core *core)

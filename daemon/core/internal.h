@@ -8,6 +8,7 @@
 #include "loop/timer.h"
 
 struct change;
+struct vm_plan;
 
 struct core {
     struct loop *loop;
@@ -42,6 +43,14 @@ struct core {
     struct timer *policy_timer;
     struct owed *owed; /* refused by the store, to be written again */
     struct timer *owed_timer;
+
+    struct disk_ask *disk_asks, *disk_answers; /* for the next look, and for the one under way */
+    struct disk_look *disk_look;
+    struct disk_room disk_room; /* as last seen */
+    struct timer *disk_timer;
+    struct loop_task disk_task;
+    uint64_t disk_promised; /* bytes that operations under way were told there are */
+    bool disk_hung;
 
     bool stopping;
     bool parked;        /* operations stand still for good: none begins or goes on */
@@ -81,6 +90,9 @@ struct live_vm {
     int64_t last_restart;
     int64_t ttl_again; /* monotonic ms: not destroyed by ttl_s before */
     bool owed;         /* to be written again */
+    bool owes_event;   /* of the state it was in before that, owed_from */
+    enum vm_state owed_from;
+    const char *io_late; /* why a disk failed while an operation held it; NULL: none did */
 };
 
 /* --- change.c: render, write, publish --- */
@@ -88,7 +100,9 @@ struct live_vm {
 /* A set of documents and events that become durable together.  NULL is accepted everywhere (memory was short). */
 struct change *change_new(struct core *core);
 void change_frees(struct change *ch, enum vm_verb verb); /* of a verb that frees room: the store's reserve is for it */
-void change_drop(struct change *ch);                     /* one that is not wanted; NULL is fine */
+void change_happened(
+    struct change *ch);              /* nobody asked for it and nobody can refuse it: the reserve is for it as well */
+void change_drop(struct change *ch); /* one that is not wanted; NULL is fine */
 /* Raises the VM's revision and renders it. `destroyed` makes it a tombstone. */
 void change_vm(struct change *ch, struct live_vm *vm, bool destroyed);
 void change_operation(struct change *ch, struct operation *op);
@@ -126,6 +140,18 @@ void owed_vm(struct live_vm *vm);
 void owed_operation(struct operation *op); /* one that has ended */
 void owed_due(void *core);
 void owed_drop(struct core *core);
+
+/* --- disk.c: is there room? --- */
+
+struct disk_ask;
+/* Calls fn(arg, err) once, on a later turn: ERR_HOST_DISK_FULL unless data_need bytes are free in the data directory beside the
+ * reserve, and run_need in the runtime directory; with err unset data_need has been added to core->disk_promised, to be taken
+ * off when it is used or not wanted any more.  NULL when memory is short. */
+struct disk_ask *disk_ask(struct core *core, uint64_t data_need, uint64_t run_need,
+                          void (*fn)(void *arg, struct error *err), void *arg);
+void disk_forget(struct disk_ask *ask); /* before fn came */
+int disk_begin(struct core *core);      /* -1: no memory */
+void disk_end(struct core *core);
 
 /* --- registry.c --- */
 
@@ -241,6 +267,8 @@ struct timer *policy_timer_new(struct core *core);
 void policy_begin(struct core *core);
 /* The VM ended and nobody had asked for it: a restart is scheduled where the spec wants one. */
 void policy_ended(struct live_vm *vm);
+/* What policy wanted to begin was refused before any effect (a full disk): it is tried again. */
+void policy_refused(struct live_vm *vm, const struct vm_plan *plan);
 /* Somebody asked for something else. */
 void policy_overruled(struct live_vm *vm);
 bool policy_restart_waits(const struct live_vm *vm);
@@ -251,6 +279,8 @@ extern const struct backend_events live_vm_events;
 void live_vm_ended(struct live_vm *vm, const struct backend_exit *end);
 void live_vm_set_failure(struct live_vm *vm, enum error_code code, enum vm_failure_reason reason,
                          const struct exit_status *status, const char *detail, const char *stderr_tail);
+/* What an operation kept from being told: a disk that failed meanwhile. */
+void live_vm_told_late(struct live_vm *vm);
 /* The conditions of a VM that does not run. */
 void live_vm_conditions_down(struct live_vm *vm, const char *reason);
 void live_vm_conditions_booting(struct live_vm *vm);

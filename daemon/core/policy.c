@@ -17,7 +17,14 @@
 #include "core/internal.h"
 #include "core/ops/ops.h"
 
-enum { TICK_MS = 500, FIRST_DELAY_MS = 1000, RESTARTS_MAX = 5, RESTARTS_WINDOW_MS = 600000, TTL_AGAIN_MS = 60000 };
+enum {
+    TICK_MS = 500,
+    FIRST_DELAY_MS = 1000,
+    RESTARTS_MAX = 5,
+    RESTARTS_WINDOW_MS = 600000,
+    TTL_AGAIN_MS = 60000,
+    REFUSED_AGAIN_MS = 10000
+};
 
 static bool wants_restart(const struct live_vm *vm)
 {
@@ -49,6 +56,12 @@ void policy_ended(struct live_vm *vm)
                      json_pack("{s:I,s:i}", "delay_ms", (json_int_t)delay, "restart", (int)++vm->restarts));
     }
     change_commit(ch, NULL, NULL);
+}
+
+void policy_refused(struct live_vm *vm, const struct vm_plan *plan)
+{
+    if (plan->verb == VM_START && !vm->gone)
+        vm->restart_at = clock_mono_ms() + REFUSED_AGAIN_MS;
 }
 
 void policy_overruled(struct live_vm *vm)

@@ -193,6 +193,7 @@ static void recovery_free(struct recovery *r)
     r->vm->settling = false;
     if (r->vm->op == NULL && r->vm->vm.state != VM_RUNNING && r->vm->vm.state != VM_SUSPENDED)
         live_vm_detach(r->vm);
+    live_vm_told_late(r->vm);
     vm_waits_check(r->vm);
     core_vm_unref(r->vm);
     leftover_free(r->left);
@@ -218,6 +219,7 @@ static void recovery_settle(struct recovery *r, enum vm_state state, const char 
     enum vm_state from = vm->vm.state;
     struct change *ch = change_new(r->core);
 
+    change_happened(ch);
     vm->vm.state = state;
     vm->vm.has_operation = false;
     if (state == VM_RUNNING && !vm->vm.conditions[VM_COND_AGENT].known)
@@ -434,6 +436,7 @@ static void orphan(struct core *core, struct leftover *l)
     struct change *ch = change_new(core);
     int64_t now = clock_wall_ms();
 
+    change_happened(ch);
     end_doc(l, false, now);
     put_interrupted(l, name != NULL ? name : l->vm_id, "a later operation settles the VM, or it is gone");
     char *doc = json_text(json_incref(l->doc), 0, NULL);

@@ -232,6 +232,7 @@ static void qemu_free(struct backend *ops)
 static const struct backend vtable = {
     .name = "qemu",
     .check = qemu_check,
+    .room = qemu_room,
     .port_free = qemu_port_free,
     .attach = qemu_attach,
     .detach = qemu_detach,

@@ -1,7 +1,8 @@
-/* begin.c - how an operation begins: the VM is held, or queued for; the intent is written; then the table is walked.
+/* begin.c - how an operation begins: the VM is held, or queued for; is there room? (create, start, restart); the intent is
+ * written; then the table is walked.
  *
  * Failure modes: the VM is busy: 409, but kill and destroy cancel the holder and queue behind it; too much is under
- * way, or memory is short: 503; the disk refuses the intent: refused, and nothing has happened. */
+ * way, or memory is short: 503; the disk has no room, or refuses the intent: refused, and nothing has happened. */
 #include <stdio.h>
 #include <string.h>
 
@@ -9,6 +10,9 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "core/ops/frame.h"
+
+/* What a change takes in the database and its log, and a VM that runs in the runtime directory. */
+enum { STORE_ROOM = 65536, RUN_ROOM = 65536, WRITTEN_TIMES = 4 };
 
 static void intent_durable(void *arg, struct error *err)
 {
@@ -37,6 +41,8 @@ static void intent_durable(void *arg, struct error *err)
                 break;
             }
     }
+    if (vo->by_policy)
+        policy_refused(vm, vo->plan);
     vm_op_let_go(vo);
     vm_op_begin_next(vm);
     vm_op_free(vo);
@@ -111,6 +117,45 @@ static void write_intent(struct vm_op *vo, struct change *ch)
     change_commit(ch, intent_durable, vo);
 }
 
+static bool wants_room(enum vm_verb verb)
+{
+    return verb == VM_CREATE || verb == VM_START || verb == VM_RESTART;
+}
+
+/* The VM's document with the texts of its spec is written at the beginning and at the end, and once more as a result. */
+static uint64_t store_room(const struct vm_spec *spec)
+{
+    const char *const texts[] = {spec->cloud_init.user_data, spec->cloud_init.vendor_data,
+                                 spec->cloud_init.network_config};
+    uint64_t room = STORE_ROOM;
+
+    for (size_t i = 0; i < ARRAY_SIZE(texts); i++)
+        room += texts[i] != NULL ? WRITTEN_TIMES * strlen(texts[i]) : 0;
+    return room;
+}
+
+static uint64_t room_for(const struct vm_op *vo)
+{
+    struct backend *be = vo->vm->be;
+
+    return store_room(&vo->vm->vm.spec) +
+           (be->room != NULL ? be->room(be, &vo->vm->vm.spec, vo->plan->verb == VM_CREATE) : 0);
+}
+
+static void room_known(void *arg, struct error *err)
+{
+    struct vm_op *vo = arg;
+
+    vo->disk_ask = NULL;
+    if (error_is_set(err)) {
+        intent_durable(vo, err);
+        return;
+    }
+    vo->room = room_for(vo);
+    if (!vo->parked)
+        write_intent(vo, TAKE_PTR(vo->intent));
+}
+
 static int busy_error(const struct live_vm *vm, struct error *err)
 {
     const struct operation *holder = vm->op->persisted ? vm->op_next->res : vm->op->res;
@@ -173,6 +218,14 @@ int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct cor
         enqueue(vo);
     }
     *ret = vo->res;
+    if (wants_room(plan->verb)) { /* short of memory it goes unasked */
+        bool runs = plan != &vm_create_plan && vm->be->room != NULL;
+        vo->disk_ask = disk_ask(vm->core, room_for(vo), runs ? RUN_ROOM : 0, room_known, vo);
+        if (vo->disk_ask != NULL) {
+            vo->intent = ch;
+            return 0;
+        }
+    }
     write_intent(vo, ch);
     return 0;
 }

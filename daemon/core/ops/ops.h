@@ -71,6 +71,9 @@ struct vm_op {
     bool peer_known;
     struct core_peer peer;         /* who asked */
     struct file_check *file_check; /* under way on the pool */
+    struct disk_ask *disk_ask;     /* before the intent is written */
+    struct change *intent;         /* waits for it */
+    uint64_t room;                 /* counted in core->disk_promised */
 };
 
 extern const struct vm_plan vm_create_plan, vm_create_start_plan, vm_start_plan, vm_stop_plan, vm_kill_plan,
