@@ -166,7 +166,7 @@ PYTEST     = $(PYTHON) -m pytest -q -n 2
 RUN_C      = tests/lib/run-c-tests.sh
 NEED_TESTS = @contrib/deps.sh --need build run test
 
-.PHONY: check check-unit check-http check-cli check-e2e check-storm check-crash
+.PHONY: check check-unit check-http check-cli check-e2e check-storm check-crash soak
 check: ## everything: packages, build, guest, lint and all tests
 	@MAKE='$(MAKE)' PYTHON='$(PYTHON)' tests/lib/check.sh
 
@@ -193,6 +193,11 @@ check-crash: guest ## kill -9 at every point of every operation, and a table of 
 	$(NEED_TESTS)
 	@$(MAKE) --no-print-directory -s BUILD=build-crash CRASH_POINTS=yes all
 	@VMMD_BIN=$(CURDIR)/build-crash/vmmd $(PYTHON) tests/fault/crash.py $(CRASH)
+
+SOAK_S ?= 3600
+soak: all guest ## an hour of random verbs, kills and restarts against a model (SOAK_S=600 SOAK_SEED=7)
+	$(NEED_TESTS)
+	@$(PYTHON) tests/fault/soak.py --seconds $(SOAK_S) $(if $(SOAK_SEED),--seed $(SOAK_SEED))
 
 # Each sanitizer has a build of its own, and C tests and black box tests that stay away from QEMU run on it.
 ASAN_FLAGS = BUILD=build-asan SANITIZE='-fsanitize=address,undefined -fno-sanitize-recover=undefined' HARDEN=-fPIE OPTIMISE='-O1 -g -fno-omit-frame-pointer'

@@ -51,10 +51,15 @@ static void print_explanation(json_t *document)
 {
     CLEANUP_JSON json_t *operation = json_incref(json_object_get(document, "operation"));
     CLEANUP_JSON json_t *transitions = json_incref(json_object_get(document, "transitions"));
-    const json_t *transition;
+    const json_t *transition, *condition;
     size_t i;
 
     out_line("%s is %s", json_text(document, "name"), json_text(document, "state"));
+    json_array_foreach(json_object_get(document, "conditions"), i, condition)
+    {
+        if (json_text(condition, "message")[0] != '\0')
+            out_line("  %s: %s", json_text(condition, "type"), json_text(condition, "message"));
+    }
     json_array_foreach(transitions, i, transition)
     {
         const char *from = json_text(transition, "from");
@@ -64,6 +69,7 @@ static void print_explanation(json_t *document)
     }
     json_object_del(document, "operation");
     json_object_del(document, "transitions");
+    json_object_del(document, "conditions");
     json_object_del(document, "name");
     json_object_del(document, "state");
     if (json_is_object(operation))

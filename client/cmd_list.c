@@ -56,13 +56,29 @@ static void number_text(const json_t *object, const char *key, const char *befor
         snprintf(out, size, "%s%lld%s", before, number, after);
 }
 
+/* A disk that failed is why the VM is suspended. */
+static void state_text(const json_t *vm, char *out, size_t size)
+{
+    const json_t *condition;
+    bool failed = false;
+    size_t i;
+
+    json_array_foreach(json_object_get(vm, "conditions"), i, condition)
+    {
+        failed = failed || (strcmp(json_text(condition, "type"), "disk_io") == 0 &&
+                            !json_is_true(json_object_get(condition, "status")));
+    }
+    snprintf(out, size, "%s%s", json_text(vm, "state"), failed ? " (disk_io)" : "");
+}
+
 static void add_row(struct table *table, const json_t *vm)
 {
     const json_t *spec = json_object_get(vm, "spec"), *runtime = json_object_get(vm, "runtime");
-    char vcpus[32], memory[32], network[128], pid[32], ssh[32], age[32];
+    char state[64], vcpus[32], memory[32], network[128], pid[32], ssh[32], age[32];
     const char *cells[] = {
-        json_text(vm, "name"), json_text(vm, "state"), json_text(vm, "backend"), vcpus, memory, network, pid, ssh, age};
+        json_text(vm, "name"), state, json_text(vm, "backend"), vcpus, memory, network, pid, ssh, age};
 
+    state_text(vm, state, sizeof(state));
     number_text(spec, "vcpus", "", "", vcpus, sizeof(vcpus));
     number_text(spec, "memory_mb", "", "MiB", memory, sizeof(memory));
     network_text(vm, network, sizeof(network));

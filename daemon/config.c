@@ -49,6 +49,7 @@ static const struct key {
     {"restart_delay_ms", KEY_INT, offsetof(struct config, restart_delay_ms), 1, 300000},
     {"restart_max", KEY_INT, offsetof(struct config, restart_max), 1, 1000000},
     {"restart_window_s", KEY_INT, offsetof(struct config, restart_window_s), 1, 31536000},
+    {"disk_reserve_mb", KEY_INT, offsetof(struct config, disk_reserve_mb), 0, 1048576},
     {"shutdown_grace_s", KEY_INT, offsetof(struct config, shutdown_grace_s), 0, 3600},
 };
 
@@ -73,6 +74,7 @@ void config_defaults(struct config *config)
         .restart_delay_ms = 1000,
         .restart_max = 5,
         .restart_window_s = 600,
+        .disk_reserve_mb = 64,
         .shutdown_grace_s = 5,
     };
 }

@@ -30,6 +30,7 @@ struct config {
     int64_t max_image_gb;
     int64_t memory_reserve_mb;
     int64_t restart_delay_ms, restart_max, restart_window_s;
+    int64_t disk_reserve_mb;
     int64_t shutdown_grace_s;
 };
 

@@ -200,8 +200,8 @@ static int lock_data_dir(struct daemon *d, struct error *err)
                          *text != '\0' ? text : "unknown", d->config.data_dir);
     }
     int n = snprintf(text, sizeof(text), "%d\n", (int)getpid());
-    if (ftruncate(d->lock_fd, 0) < 0 || pwrite(d->lock_fd, text, (size_t)n, 0) != n)
-        return error_errno(err, errno, "cannot write %s", path);
+    if (pwrite(d->lock_fd, text, (size_t)n, 0) != n || ftruncate(d->lock_fd, n) < 0) /* the lock holds all the same */
+        LOG_WARN("the pid is not written to the lock file", "path", path, "cause", strerror(errno));
     return 0;
 }
 
@@ -447,6 +447,8 @@ static int build(struct daemon *d, struct error *err)
         return -1;
     core_config_defaults(&cc);
     cc.data_dir = d->config.data_dir;
+    cc.runtime_dir = d->config.runtime_dir;
+    cc.disk_reserve_mb = d->config.disk_reserve_mb;
     cc.image_dirs = (const char *const *)d->config.image_dirs;
     cc.events_keep = d->config.events_keep;
     cc.operations_keep_s = d->config.operations_keep_s;

@@ -70,6 +70,9 @@ struct backend {
 
     /* MiB that a VM of this spec takes beside its own memory; NULL: its VMs take no memory. */
     unsigned (*overhead_mb)(struct backend *be, const struct vm_spec *spec);
+    /* How many bytes of the data directory a start of the VM takes, and its making where `create`, as far as that can be told
+     * beforehand; NULL: none.  At once. */
+    uint64_t (*room)(struct backend *be, const struct vm_spec *spec, bool create);
 
     /* Whether nothing on this host listens on the port now; NULL: always.  A system call or two, at once. */
     bool (*port_free)(struct backend *be, bool udp, const char *host_ip, uint16_t port);

@@ -4,7 +4,8 @@
  * writes them as one transaction; when it is durable the rendered documents replace the published ones, the events go
  * out, the waits are looked at, and `done` is told.  Changes become durable in the order they were committed.
  * Failure modes: no memory or no disk: nothing of it is published, and `done` gets the error; who made it restores what it
- * had changed in memory, and what the VMs then are is written again later (owed.c). */
+ * had changed in memory, and what the VMs then are is written again later (owed.c).  What happened by itself (a QEMU that died)
+ * is not restored: readers see it at once, and its event comes when it is written. */
 #include <stdio.h>
 #include <string.h>
 
@@ -43,6 +44,7 @@ struct change {
     struct change_event *events, **events_end;
     struct change_vm_doc *docs, **docs_end;
     bool failed;           /* memory was short */
+    bool happened;         /* what is, whether it can be written or not */
     struct loop_task task; /* tells a failed one */
     void (*done)(void *arg, struct error *err);
     void *arg;
@@ -84,6 +86,14 @@ void change_frees(struct change *ch, enum vm_verb verb)
 {
     if (ch != NULL && (verb == VM_DESTROY || verb == VM_KILL || verb == VM_STOP))
         store_tx_use_reserve(ch->tx);
+}
+
+void change_happened(struct change *ch)
+{
+    if (ch == NULL)
+        return;
+    ch->happened = true;
+    store_tx_use_reserve(ch->tx);
 }
 
 void change_drop(struct change *ch)
@@ -276,10 +286,8 @@ void change_state_event(struct change *ch, const struct live_vm *vm, const struc
     change_event(ch, "vm.state_changed", vm, op, NULL, data);
 }
 
-static void publish(struct change *ch)
+static void publish_docs(struct change *ch)
 {
-    struct core *core = ch->core;
-
     for (struct change_vm_doc *d = ch->docs; d != NULL; d = d->next) {
         char *old = d->vm->doc;
         d->vm->doc = d->doc;
@@ -290,6 +298,15 @@ static void publish(struct change *ch)
         d->vm->visible = true;
         memcpy(d->vm->pub_conditions, d->conditions, sizeof(d->conditions));
     }
+}
+
+static void publish(struct change *ch)
+{
+    struct core *core = ch->core;
+
+    publish_docs(ch);
+    for (struct change_vm_doc *d = ch->docs; d != NULL; d = d->next)
+        d->vm->owes_event = false;
     for (struct change_event *e = ch->events; e != NULL; e = e->next)
         events_publish(core, e->id, e->type, e->vm_id, e->vm_name, e->doc);
     for (struct change_vm_doc *d = ch->docs; d != NULL; d = d->next)
@@ -310,6 +327,11 @@ static void change_durable(void *arg, struct error *err)
     if (error_is_set(err))
         for (struct change_vm_doc *d = ch->docs; d != NULL; d = d->next)
             owed_vm(d->vm);
+    if (error_is_set(err) && ch->happened) {
+        publish_docs(ch);
+        for (struct change_vm_doc *d = ch->docs; d != NULL; d = d->next)
+            vm_waits_check(d->vm);
+    }
     change_free(ch);
     core->n_changes--;
     if (done != NULL)

@@ -16,6 +16,7 @@ enum { PRUNE_EVERY_MS = 600000 };
 void core_config_defaults(struct core_config *config)
 {
     *config = (struct core_config){
+        .disk_reserve_mb = 64,
         .events_keep = 100000,
         .operations_keep_s = 86400,
         .tombstones_keep_s = 7 * 86400,
@@ -43,8 +44,10 @@ void core_prune(struct core *core)
     keys_prune(core, keys);
     tombstones_prune(core, now - core->config.tombstones_keep_s * 1000);
     store_prune(tx, keys, keys, now - core->config.tombstones_keep_s * 1000, core->config.events_keep);
-    if (tx != NULL)
+    if (tx != NULL) {
+        store_tx_use_reserve(tx);
         store_commit(core->store, tx, NULL, NULL);
+    }
     /* What is on its way to the store is written before the cut. */
     int64_t oldest = core->event_next - core->config.events_keep;
     if (oldest > core->event_oldest)
@@ -73,7 +76,7 @@ struct core *core_new(struct loop *loop, struct store *store, struct backend *co
         core->owed_timer = timer_new(loop, owed_due, core);
     }
     if (core == NULL || core->backend_names == NULL || core->lazy_timer == NULL || core->prune_timer == NULL ||
-        core->policy_timer == NULL || core->owed_timer == NULL) {
+        core->policy_timer == NULL || core->owed_timer == NULL || disk_begin(core) < 0) {
         core_free(core);
         error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
         return NULL;
@@ -93,6 +96,7 @@ void core_free(struct core *core)
     boot_drop(core);
     vm_ops_park(core);
     vm_ops_drop(core);
+    disk_end(core);
     recoveries_drop(core);
     change_drop(core->lazy);
     owed_drop(core);

@@ -26,6 +26,8 @@ struct operation;
 
 struct core_config {
     const char *data_dir;
+    const char *runtime_dir;
+    int64_t disk_reserve_mb;       /* that a create or a start leaves free */
     const char *const *image_dirs; /* NULL-terminated, or NULL */
     int64_t events_keep;           /* newest events kept */
     int64_t operations_keep_s;     /* finished operations and idempotency keys */
@@ -137,6 +139,16 @@ struct store *core_store(struct core *core);
 int core_operation_cancel(struct core *core, struct operation *op, const char *request_id, struct error *err);
 unsigned core_operation_count(const struct core *core);
 unsigned core_vm_operation_count(const struct core *core); /* of the VM that has most */
+
+/* --- the disk --- */
+
+/* The file system of the data directory, as it was a few seconds ago. */
+struct disk_room {
+    bool known;
+    uint64_t total, free; /* bytes */
+    bool files_short;     /* hardly any more files can be made */
+};
+const struct disk_room *core_disk_room(const struct core *core);
 
 /* --- events --- */
 

@@ -112,7 +112,7 @@ static void replay_next(struct loop_task *task)
 
     if (sub->read != NULL || sub->held)
         return;
-    if (sub->last < sub->core->event_oldest - 1) {
+    if (sub->last < core_event_oldest(sub->core) - 1) {
         sub_tell(sub, sub->last, NULL, NULL);
         if (sub->dead)
             sub_free(sub);
@@ -159,15 +159,15 @@ struct event_sub *core_events_subscribe(struct core *core, int64_t since, const 
                                         void (*fn)(void *arg, int64_t id, const char *type, const char *doc), void *arg,
                                         struct error *err)
 {
-    if (since >= 0 && core->event_oldest > 0 && since < core->event_oldest - 1)
+    if (since >= 0 && core_event_oldest(core) > 0 && since < core_event_oldest(core) - 1)
         error_set(err, ERR_EVENTS_CURSOR_EXPIRED, "event %lld is no longer kept; the oldest is %lld", (long long)since,
-                  (long long)core->event_oldest);
+                  (long long)core_event_oldest(core));
     else if (since > core->event_newest)
         error_set(err, ERR_EVENTS_CURSOR_EXPIRED,
                   "there has been no event %lld; the newest is %lld: the daemon's database is another than it was",
                   (long long)since, (long long)core->event_newest);
     if (error_is_set(err)) {
-        error_ctx_int(err, "oldest", core->event_oldest);
+        error_ctx_int(err, "oldest", core_event_oldest(core));
         error_ctx_int(err, "newest", core->event_newest);
         return NULL;
     }
@@ -215,7 +215,9 @@ int64_t core_event_newest(const struct core *core)
 
 int64_t core_event_oldest(const struct core *core)
 {
-    return core->event_oldest;
+    int64_t gone = store_events_gone(core->store);
+
+    return gone >= core->event_oldest ? gone + 1 : core->event_oldest;
 }
 
 void events_free(struct core *core)

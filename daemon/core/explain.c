@@ -56,12 +56,13 @@ static void explain_finish(struct explain *e)
     CLEANUP_ERROR struct error err = ERROR_INIT;
     json_t *vm = json_loadb(e->vm->doc, e->vm->doc_len, 0, NULL);
     json_t *failure = json_object_get(vm, "failure");
-    json_t *doc = json_pack(
-        "{s:O,s:O,s:O,s:o,s:O,s:o,s:o,s:o,s:o,s:o,s:o}", "id", json_object_get(vm, "id"), "name",
-        json_object_get(vm, "name"), "state", json_object_get(vm, "state"), "transitions", or_null(e->transitions),
-        "failure", failure, "exit_status", or_null(json_incref(json_object_get(failure, "exit_status"))), "signal",
-        or_null(json_incref(json_object_get(failure, "signal"))), "operation", or_null(e->operation), "stderr_tail",
-        or_null(e->stderr_tail), "console_tail", or_null(e->console_tail), "restart", or_null(restart_json(e->vm, vm)));
+    json_t *doc = json_pack("{s:O,s:O,s:O,s:O,s:o,s:O,s:o,s:o,s:o,s:o,s:o,s:o}", "id", json_object_get(vm, "id"),
+                            "name", json_object_get(vm, "name"), "state", json_object_get(vm, "state"), "conditions",
+                            json_object_get(vm, "conditions"), "transitions", or_null(e->transitions), "failure",
+                            failure, "exit_status", or_null(json_incref(json_object_get(failure, "exit_status"))),
+                            "signal", or_null(json_incref(json_object_get(failure, "signal"))), "operation",
+                            or_null(e->operation), "stderr_tail", or_null(e->stderr_tail), "console_tail",
+                            or_null(e->console_tail), "restart", or_null(restart_json(e->vm, vm)));
     char *text = json_text(doc, 0, NULL);
 
     json_decref(vm);

@@ -8,6 +8,7 @@
 #include "loop/timer.h"
 
 struct change;
+struct vm_plan;
 
 struct core {
     struct loop *loop;
@@ -50,7 +51,14 @@ struct core {
     int64_t promised_mb; /* memory: to the starts under way */
     int64_t memory_mb;   /* available, as it was read */
     int64_t memory_read_at;
-    const char *memory_limit; /* what sets it: "host", "cgroup" */
+    const char *memory_limit;                  /* what sets it: "host", "cgroup" */
+    struct disk_ask *disk_asks, *disk_answers; /* for the next look, and for the one under way */
+    struct disk_look *disk_look;
+    struct disk_room disk_room; /* as last seen */
+    struct timer *disk_timer;
+    struct loop_task disk_task;
+    uint64_t disk_promised; /* bytes that operations under way were told there are */
+    bool disk_hung;
 
     bool stopping;
     bool parked;        /* operations stand still for good: none begins or goes on */
@@ -87,8 +95,11 @@ struct live_vm {
     bool unresponsive;
     int64_t restart_due;   /* monotonic ms; 0: none waits */
     int64_t ttl_again;     /* monotonic ms: not destroyed by ttl_s before */
-    bool owed;             /* to be written again */
     struct leftover *left; /* of the daemon before, until recovery settles them; the newest first */
+    bool owed;             /* to be written again */
+    bool owes_event;       /* of the state it was in before that, owed_from */
+    enum vm_state owed_from;
+    const char *io_late; /* why a disk failed while an operation held it; NULL: none did */
 };
 
 /* --- change.c: render, write, publish --- */
@@ -96,7 +107,9 @@ struct live_vm {
 /* A set of documents and events that become durable together.  NULL is accepted everywhere (memory was short). */
 struct change *change_new(struct core *core);
 void change_frees(struct change *ch, enum vm_verb verb); /* of a verb that frees room: the store's reserve is for it */
-void change_drop(struct change *ch);                     /* one that is not wanted; NULL is fine */
+void change_happened(
+    struct change *ch);              /* nobody asked for it and nobody can refuse it: the reserve is for it as well */
+void change_drop(struct change *ch); /* one that is not wanted; NULL is fine */
 /* Raises the VM's revision and renders it. `destroyed` makes it a tombstone. */
 void change_vm(struct change *ch, struct live_vm *vm, bool destroyed);
 void change_operation(struct change *ch, struct operation *op);
@@ -137,6 +150,18 @@ void owed_vm(struct live_vm *vm);
 void owed_operation(struct operation *op); /* one that has ended */
 void owed_due(void *core);
 void owed_drop(struct core *core);
+
+/* --- disk.c: is there room? --- */
+
+struct disk_ask;
+/* Calls fn(arg, err) once, on a later turn: ERR_HOST_DISK_FULL unless data_need bytes are free in the data directory beside the
+ * reserve, and run_need in the runtime directory; with err unset data_need has been added to core->disk_promised, to be taken
+ * off when it is used or not wanted any more.  NULL when memory is short. */
+struct disk_ask *disk_ask(struct core *core, uint64_t data_need, uint64_t run_need,
+                          void (*fn)(void *arg, struct error *err), void *arg);
+void disk_forget(struct disk_ask *ask); /* before fn came */
+int disk_begin(struct core *core);      /* -1: no memory */
+void disk_end(struct core *core);
 
 /* --- registry.c --- */
 
@@ -286,6 +311,8 @@ void live_vm_set_failure(struct live_vm *vm, enum error_code code, enum vm_failu
                          const struct exit_status *status, const char *detail, const char *stderr_tail);
 /* The failure that this end is; not for BACKEND_END_GUEST_OFF, which is none. */
 void live_vm_set_end(struct live_vm *vm, const struct backend_exit *end);
+/* What an operation kept from being told: a disk that failed meanwhile. */
+void live_vm_told_late(struct live_vm *vm);
 /* The conditions of a VM that does not run. */
 void live_vm_conditions_down(struct live_vm *vm, const char *reason);
 void live_vm_conditions_booting(struct live_vm *vm);

@@ -194,6 +194,7 @@ static void orphans_end(struct core *core, struct leftover *list)
 
     if (list == NULL)
         return;
+    change_happened(ch);
     for (struct leftover *l = list; l != NULL; l = l->next)
         leftover_end(core, ch, NULL, l,
                      &(struct leftover_end){.finished = strcmp(l->kind, "vm.destroy") == 0,

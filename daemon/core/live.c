@@ -36,12 +36,14 @@ void live_vm_conditions_booting(struct live_vm *vm)
 {
     vm_condition_set(&vm->vm, VM_COND_READY, false, "booting", "");
     vm_condition_set(&vm->vm, VM_COND_AGENT, false, "booting", "");
+    vm->vm.conditions[VM_COND_DISK_IO].known = false;
 }
 
 static void settled(void *arg, struct error *err)
 {
     struct live_vm *vm = arg;
 
+    (void)err;
     vm->settling = false;
     if (vm->op == NULL && vm->vm.state != VM_RUNNING && vm->vm.state != VM_SUSPENDED)
         live_vm_detach(vm);
@@ -84,6 +86,7 @@ void live_vm_ended(struct live_vm *vm, const struct backend_exit *end)
     vm->settling = true;
     struct change *ch = change_new(vm->core);
     policy_ended(vm, ch);
+    change_happened(ch);
     change_vm(ch, vm, false);
     change_state_event(ch, vm, NULL, from, ends[end->end].cause);
     change_commit(ch, settled, core_vm_ref(vm));
@@ -101,9 +104,9 @@ static void on_exited(void *arg, const struct backend_exit *end)
 
 /* Conditions are written when they change, unless an operation is about to write the VM anyway. */
 static void condition(struct live_vm *vm, enum vm_condition_type type, bool status, const char *reason,
-                      struct change *ch)
+                      const char *message, struct change *ch)
 {
-    if (!vm_condition_set(&vm->vm, type, status, reason, ""))
+    if (!vm_condition_set(&vm->vm, type, status, reason, message))
         return;
     change_event(ch, "vm.condition_changed", vm, NULL, NULL,
                  json_pack("{s:s,s:b,s:s}", "type", vm_condition_text(type), "status", status, "reason", reason));
@@ -127,13 +130,13 @@ static void on_agent(void *arg, bool answers)
               answers                        ? "ping"
               : vm->vm.state == VM_SUSPENDED ? "suspended"
                                              : "no_answer",
-              ch);
+              "", ch);
     if (!answers || vm->vm.state == VM_RUNNING)
         condition(vm, VM_COND_READY, answers,
                   answers                        ? "agent"
                   : vm->vm.state == VM_SUSPENDED ? "suspended"
                                                  : "agent_lost",
-                  ch);
+                  "", ch);
     write_conditions(vm, ch);
 }
 
@@ -145,25 +148,61 @@ static void on_guest_reset(void *arg)
         return;
     struct change *ch = change_new(vm->core);
     change_event(ch, "vm.guest_reset", vm, NULL, NULL, NULL);
-    condition(vm, VM_COND_READY, false, "booting", ch);
-    condition(vm, VM_COND_AGENT, false, "booting", ch);
+    condition(vm, VM_COND_READY, false, "booting", "", ch);
+    condition(vm, VM_COND_AGENT, false, "booting", "", ch);
     write_conditions(vm, ch);
+}
+
+static bool disk_failed(const struct live_vm *vm)
+{
+    const struct vm_condition *c = &vm->vm.conditions[VM_COND_DISK_IO];
+
+    return c->known && !c->status;
+}
+
+/* The guest's write failed and QEMU waits.  It may have been found so, by a vmmd that comes back. */
+static void io_failed(struct live_vm *vm, const char *reason)
+{
+    enum vm_state from = vm->vm.state;
+    char message[160];
+
+    if (from != VM_RUNNING && (from != VM_SUSPENDED || disk_failed(vm)))
+        return;
+    if (strcmp(reason, "enospc") == 0)
+        snprintf(message, sizeof(message),
+                 "no room for the guest's writes: free some where its disk is, then `vmctl resume %s`", vm->vm.name);
+    else
+        snprintf(message, sizeof(message), "the guest's disk failed: see to the host's, then `vmctl resume %s`",
+                 vm->vm.name);
+    LOG_WARN("the guest is paused: its disk failed", "vm", vm->vm.name, "reason", reason);
+    struct change *ch = change_new(vm->core);
+    change_happened(ch);
+    vm->vm.state = VM_SUSPENDED;
+    condition(vm, VM_COND_DISK_IO, false, reason, message, ch);
+    condition(vm, VM_COND_READY, false, "suspended", "", ch);
+    change_vm(ch, vm, false);
+    change_state_event(ch, vm, NULL, from, "disk write failed");
+    change_commit(ch, NULL, NULL);
 }
 
 static void on_io_error(void *arg, const char *reason)
 {
     struct live_vm *vm = arg;
-    enum vm_state from = vm->vm.state;
 
-    if (vm->gone || from != VM_RUNNING)
+    if (vm->gone)
         return;
-    struct change *ch = change_new(vm->core);
-    vm->vm.state = VM_SUSPENDED;
-    condition(vm, VM_COND_DISK_IO, false, reason, ch);
-    condition(vm, VM_COND_READY, false, "suspended", ch);
-    change_vm(ch, vm, false);
-    change_state_event(ch, vm, NULL, from, "disk write failed");
-    change_commit(ch, NULL, NULL);
+    if ((vm->op != NULL && !vm->op->persisted) || vm->settling)
+        vm->io_late = reason;
+    else
+        io_failed(vm, reason);
+}
+
+void live_vm_told_late(struct live_vm *vm)
+{
+    const char *reason = TAKE_PTR(vm->io_late);
+
+    if (reason != NULL && !vm->gone)
+        io_failed(vm, reason);
 }
 
 static void on_unresponsive(void *arg, bool unresponsive)
@@ -177,9 +216,9 @@ static void on_unresponsive(void *arg, bool unresponsive)
     struct change *ch = change_new(vm->core);
     change_event(ch, unresponsive ? "vm.unresponsive" : "vm.responsive", vm, NULL, NULL, NULL);
     if (unresponsive)
-        condition(vm, VM_COND_READY, false, "unresponsive", ch);
+        condition(vm, VM_COND_READY, false, "unresponsive", "", ch);
     else if (vm->vm.conditions[VM_COND_AGENT].status && vm->vm.state == VM_RUNNING)
-        condition(vm, VM_COND_READY, true, "agent", ch);
+        condition(vm, VM_COND_READY, true, "agent", "", ch);
     write_conditions(vm, ch);
 }
 

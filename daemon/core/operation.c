@@ -164,17 +164,31 @@ char *operation_render(const struct operation *op)
     return json_text(doc, 0, NULL);
 }
 
+/* As it was just before its end. */
+static char *render_running(const struct operation *op)
+{
+    struct operation as_it_was = *op;
+
+    as_it_was.state = OPERATION_RUNNING;
+    as_it_was.finished_at = 0;
+    as_it_was.result = NULL;
+    as_it_was.method = NULL;
+    as_it_was.error = (struct error)ERROR_INIT;
+    return operation_render(&as_it_was);
+}
+
 const char *operation_doc(struct operation *op)
 {
     if (op->dirty || op->doc == NULL) {
-        enum operation_state state = op->state;
         /* An end that is not durable yet does not show. */
-        if (op->pub_state < OPERATION_SUCCEEDED && state >= OPERATION_SUCCEEDED) {
-            if (op->doc != NULL)
-                return op->doc;
-            return "{}";
+        bool on_its_way = op->pub_state < OPERATION_SUCCEEDED && op->state >= OPERATION_SUCCEEDED;
+        if (on_its_way && op->doc != NULL)
+            return op->doc;
+        char *doc = on_its_way ? render_running(op) : operation_render(op);
+        if (doc != NULL && on_its_way) {
+            op->doc = doc;
+            return doc; /* still dirty */
         }
-        char *doc = operation_render(op);
         if (doc != NULL) {
             mem_free(op->doc);
             op->doc = doc;

@@ -43,6 +43,10 @@ void owed_vm(struct live_vm *vm)
     /* One that nobody saw has no row. */
     struct owed *o = vm->owed || (vm->gone && !vm->visible) ? NULL : owed_add(vm->core);
 
+    if (!vm->owes_event) { /* readers may see what it became before that is written */
+        vm->owes_event = true;
+        vm->owed_from = vm->pub_state;
+    }
     if (o == NULL)
         return;
     o->vm = core_vm_ref(vm);
@@ -89,7 +93,7 @@ void owed_due(void *arg)
         change_vm(ch, o->vm, o->vm->gone);
         if (o->vm->gone)
             change_ports(ch, o->vm, true);
-        change_state_event(ch, o->vm, NULL, o->vm->pub_state, "written late");
+        change_state_event(ch, o->vm, NULL, o->vm->owes_event ? o->vm->owed_from : o->vm->pub_state, "written late");
     }
     change_commit(ch, owed_written, list);
 }

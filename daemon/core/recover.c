@@ -151,6 +151,7 @@ static void recovery_free(struct recovery *r)
     r->vm->settling = false;
     if (r->vm->op == NULL && r->vm->vm.state != VM_RUNNING && r->vm->vm.state != VM_SUSPENDED)
         live_vm_detach(r->vm);
+    live_vm_told_late(r->vm);
     vm_waits_check(r->vm);
     core_vm_unref(r->vm);
     leftovers_free(r->left);
@@ -201,6 +202,7 @@ static void recovery_settle(struct recovery *r, enum vm_state state, const char 
     enum vm_state from = vm->vm.state;
     struct change *ch = change_new(r->core);
 
+    change_happened(ch);
     vm->vm.state = state;
     vm->vm.has_operation = false;
     if (state != VM_RUNNING && state != VM_SUSPENDED)

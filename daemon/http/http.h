@@ -110,7 +110,8 @@ int http_wait_take(struct http_request *req, struct error *err);
  * the request must not be touched afterwards.  fn NULL revokes: then the request stays valid until it is answered, even
  * when its client has left, and a drain waits for it. */
 void http_on_gone(struct http_request *req, void (*fn)(void *arg, struct http_request *req), void *arg);
-/* Whether `gone` was called because the daemon stops: it may answer then. */
+/* Whether `gone` was called because the daemon stops: it may answer then, or stay by http_on_gone until it can; the drain waits
+ * for it. */
 bool http_stopping(const struct http_request *req);
 
 /* Answers.  Headers first; `body` is copied. */

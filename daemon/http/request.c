@@ -482,7 +482,7 @@ void http_drain_conn(struct http_conn *conn)
         struct error err = ERROR_INIT;
 
         call_gone(conn);
-        if (conn->state != CONN_PARKED) /* it had an answer */
+        if (conn->state != CONN_PARKED || conn->gone != NULL) /* it had an answer, or will have one soon */
             return;
         error_set(&err, ERR_DAEMON_SHUTTING_DOWN, "vmmd stopped while the request waited");
         http_reply_error(&conn->req, &err);

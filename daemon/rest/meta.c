@@ -1,7 +1,6 @@
 /* meta.c - the daemon about itself: health, version, contract, host, metrics. */
 #include <stdio.h>
 #include <string.h>
-#include <sys/statvfs.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -82,14 +81,11 @@ static json_t *memory_json(void)
                      (json_int_t)meminfo_mb(text, "MemAvailable:"));
 }
 
-static json_t *disk_json(const char *path)
+static json_t *disk_json(const struct core *core, const char *path)
 {
-    struct statvfs st = {0};
-    double gb = 1 << 30;
+    const struct disk_room *room = core_disk_room(core);
+    double gb = 1 << 30, total = (double)room->total / gb, available = (double)room->free / gb;
 
-    statvfs(path, &st);
-    double total = (double)st.f_blocks * (double)st.f_frsize / gb,
-           available = (double)st.f_bavail * (double)st.f_frsize / gb;
     return json_pack("{s:s,s:f,s:f}", "path", path, "total_gb", (double)(int64_t)(total * 100) / 100, "free_gb",
                      (double)(int64_t)(available * 100) / 100);
 }
@@ -185,12 +181,12 @@ void rest_host(struct http_request *req, void *arg)
     uname(&uts);
     json_t *backends = backends_json(rest->core, &qemu);
     bool vsock = json_is_true(json_object_get(qemu, "vhost_vsock"));
-    json_t *doc = json_pack("{s:s,s:s,s:s,s:o,s:o,s:o,s:O,s:o,s:o,s:{s:b,s:s},s:o,s:o}", "hostname", uts.nodename,
-                            "kernel", uts.release, "arch", uts.machine, "cpu", cpu_json(), "memory", memory_json(),
-                            "disk", disk_json(rest->data_dir), "accelerators", json_object_get(qemu, "accelerators"),
-                            "backends", backends, "qemu", qemu_json(qemu), "vhost_vsock", "available", vsock, "reason",
-                            vsock ? "" : "/dev/vhost-vsock is not there or not accessible", "tools", tools_json(qemu),
-                            "limits", limits_json(rest));
+    json_t *doc = json_pack(
+        "{s:s,s:s,s:s,s:o,s:o,s:o,s:O,s:o,s:o,s:{s:b,s:s},s:o,s:o}", "hostname", uts.nodename, "kernel", uts.release,
+        "arch", uts.machine, "cpu", cpu_json(), "memory", memory_json(), "disk", disk_json(rest->core, rest->data_dir),
+        "accelerators", json_object_get(qemu, "accelerators"), "backends", backends, "qemu", qemu_json(qemu),
+        "vhost_vsock", "available", vsock, "reason", vsock ? "" : "/dev/vhost-vsock is not there or not accessible",
+        "tools", tools_json(qemu), "limits", limits_json(rest));
     char *text = json_text(doc, 0, NULL);
     json_decref(qemu);
     if (text != NULL) {
@@ -285,6 +281,15 @@ static void put_store(struct buf *b, struct core *core)
     number(b, "vmmd_store_queued", "gauge", "Transactions waiting.", st.queued);
 }
 
+static void put_disk(struct buf *b, struct core *core)
+{
+    const struct disk_room *room = core_disk_room(core);
+
+    number(b, "vmmd_disk_total_bytes", "gauge", "Size of the data directory's file system.", (double)room->total);
+    number(b, "vmmd_disk_free_bytes", "gauge", "Free on the data directory's file system, a few seconds ago.",
+           (double)room->free);
+}
+
 void rest_metrics(struct http_request *req, void *arg)
 {
     struct rest *rest = arg;
@@ -302,6 +307,7 @@ void rest_metrics(struct http_request *req, void *arg)
     put_http(&b, &st);
     put_limits(&b, rest, &st);
     put_store(&b, rest->core);
+    put_disk(&b, rest->core);
     number(&b, "vmmd_loop_lag_max_seconds", "gauge",
            "Longest time since the last scrape that the loop kept other work waiting.",
            (double)loop_lag_max_ms(rest->loop) / 1e3);

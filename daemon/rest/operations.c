@@ -48,15 +48,18 @@ static void answer_now(struct answer *a)
     answer_free(a);
 }
 
-/* The client left; or the daemon stops, and what is under way is answered as after N seconds: it is not lost. */
+/* The client left; or the daemon stops, and what is under way is answered as after N seconds: it is not lost.  What is
+ * just being written stays until it is known whether it is. */
 static void client_left(void *arg, struct http_request *req)
 {
     struct answer *a = arg;
 
-    if (a->timer != NULL && http_stopping(req))
+    if (!http_stopping(req))
+        answer_free(a);
+    else if (a->timer != NULL)
         answer_now(a);
     else
-        answer_free(a);
+        http_on_gone(req, client_left, a);
 }
 
 static void ended(void *arg, struct error *err)
@@ -75,7 +78,7 @@ static void time_over(void *arg)
 
 static void wait_end(struct answer *a)
 {
-    if (a->wait_s == 0 || operation_ended(a->op)) {
+    if (a->wait_s == 0 || operation_ended(a->op) || core_stopping(a->rest->core)) {
         answer_now(a);
         return;
     }

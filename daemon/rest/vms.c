@@ -142,8 +142,10 @@ static void patch_left(void *arg, struct http_request *req)
 {
     struct patching *p = arg;
 
-    (void)req;
-    p->req = NULL;
+    if (http_stopping(req)) /* it is being written: the answer says whether it is */
+        http_on_gone(req, patch_left, p);
+    else
+        p->req = NULL;
 }
 
 static void patched(void *arg, struct live_vm *vm, struct error *err)

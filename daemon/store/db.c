@@ -32,6 +32,12 @@ void store_one_line(char *text)
             *text = ' ';
 }
 
+int store_full_error(const char *path, const char *doing, struct error *err)
+{
+    return error_set(err, ERR_HOST_DISK_FULL, "cannot %s: the disk of %s is full", doing,
+                     path != NULL && *path != '\0' ? path : "the database");
+}
+
 int store_db_error(sqlite3 *db, int rc, const char *doing, struct error *err)
 {
     /* SQLite notes errno for these two alone; after others it is an old one */
@@ -42,7 +48,7 @@ int store_db_error(sqlite3 *db, int rc, const char *doing, struct error *err)
     store_one_line(what);
     switch (rc & 0xff) {
     case SQLITE_FULL:
-        error_set(err, ERR_HOST_DISK_FULL, "cannot %s: the disk is full", doing);
+        store_full_error(sqlite3_db_filename(db, "main"), doing, err);
         break;
     case SQLITE_CONSTRAINT:
         return error_set(err, ERR_DAEMON_INTERNAL, "cannot %s: %s", doing, what);
@@ -54,10 +60,13 @@ int store_db_error(sqlite3 *db, int rc, const char *doing, struct error *err)
     case SQLITE_NOMEM:
         return error_set(err, ERR_DAEMON_INTERNAL, "cannot %s: out of memory", doing);
     case SQLITE_IOERR:
-        error_set(err, os == ENOSPC || os == EDQUOT ? ERR_HOST_DISK_FULL : ERR_IO, "cannot %s", doing);
+    case SQLITE_CANTOPEN:
+        if (os == ENOSPC || os == EDQUOT)
+            store_full_error(sqlite3_db_filename(db, "main"), doing, err);
+        else
+            error_set(err, ERR_IO, "cannot %s", doing);
         break;
     case SQLITE_BUSY:
-    case SQLITE_CANTOPEN:
     case SQLITE_LOCKED:
     case SQLITE_PERM:
     case SQLITE_READONLY:
@@ -159,6 +168,8 @@ static int set_up(sqlite3 *db, bool writable, struct error *err)
     else if (strcmp((const char *)sqlite3_column_text(stmt, 0), "wal") != 0)
         rc = error_set(err, ERR_IO, "cannot open the database's log: this file system has no shared memory for it");
     sqlite3_finalize(stmt);
+    int chunk = STORE_CHUNK_BYTES;
+    sqlite3_file_control(db, "main", SQLITE_FCNTL_CHUNK_SIZE, &chunk);
     return rc == SQLITE_ROW ? store_db_exec(db, writing, "set up the database", err) : -1;
 }
 

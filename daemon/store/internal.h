@@ -18,6 +18,11 @@ enum {
     STORE_TX_MAX = 64 << 20,           /* bytes of one transaction, and of the answer to one read */
     STORE_GROUP_MAX = 512,             /* transactions in one COMMIT */
     STORE_CHECKPOINT_PAGES = 1000,
+    STORE_GROWTH_PAGES = 192,     /* that the log holds and the database has no room for yet: less than the reserve */
+    STORE_PAGES_MAX = 0x3fffffff, /* SQLite's own limit, or near it */
+    STORE_PAGE_BYTES = 4096,
+    STORE_CHUNK_BYTES = 64 << 10, /* by which the file grows */
+    STORE_LOG_BYTES = 256 << 10,  /* that the log has from the start */
     STORE_SPARES = 16,
     STORE_COLUMNS_MAX = 8,
 };
@@ -91,13 +96,17 @@ struct store {
 
     /* the writer thread's alone, once it runs */
     sqlite3 *db;
+    sqlite3_stmt *page_count;
+    int64_t folded_pages; /* of the database when its log was last folded into it */
     sqlite3_stmt *begin, *commit, *rollback, *savepoint, *release, *rollback_to;
     sqlite3_stmt *ops[OP_MAX];
     sqlite3_stmt *queries[QUERY_MAX];
     int wal_pages;
     char reserve_path[4096];
     int reserve_fd;
-    bool reserve_spent; /* the disk is full: only what frees room is written */
+    bool reserve_missing; /* it is not whole: there was no room for it, or it was given away */
+    bool reserve_spent;   /* given away, for the disk is full: only what frees room is written */
+    bool pages_held;      /* the database may not grow */
     bool checkpoint_failed;
 
     pthread_t thread;
@@ -107,6 +116,7 @@ struct store {
     struct store_list queue, finished;
     bool stopping;
     struct store_stats stats;
+    int64_t events_gone; /* the newest event that made room on a full disk */
 
     /* the loop thread's alone */
     struct store_list ready;
@@ -131,9 +141,23 @@ void store_one_line(char *text);
 /* The error of the last call on db, which returned rc.  Returns -1. */
 int store_db_error(sqlite3 *db, int rc, const char *doing, struct error *err);
 
-/* reserve.c: makes the reserve whole (false: there is no room), and gives its room away (false: there was none). */
-bool store_reserve_keep(struct store *store);
+/* The error of a change that a full disk refuses.  Returns -1. */
+int store_full_error(const char *path, const char *doing, struct error *err);
+
+/* reserve.c: makes the reserve whole; NONE where none can be kept for another reason than want of room. */
+enum store_reserve { STORE_RESERVE_KEPT, STORE_RESERVE_NO_ROOM, STORE_RESERVE_NONE };
+enum store_reserve store_reserve_keep(struct store *store);
+/* Whether there is room for it and for some more: one that takes the last room helps nobody. */
+bool store_reserve_fits(const struct store *store);
+/* Gives its room away; false: there was none. */
 bool store_reserve_spend(struct store *store);
+/* The log has room of its own from the start, where there is some: it is written over again and again. */
+void store_reserve_grow_log(struct store *store);
+/* How many pages the database's file has room for, and one chunk more; false: there is no room. */
+int64_t store_reserve_file_pages(const struct store *store);
+bool store_reserve_grow_file(struct store *store);
+/* Makes room inside the database at the price of the oldest events and operations; false: there is none left to make. */
+bool store_reserve_stretch(struct store *store);
 
 /* tx.c: records. */
 void store_pack_text(struct buf *b, const char *text); /* NULL is kept */

@@ -35,6 +35,35 @@ static void close_db(struct store *store)
     sqlite3_close(store->db);
 }
 
+static int open_and_migrate(struct store *store, struct error *err)
+{
+    if (store_db_open(store->path, true, &store->db, err) < 0)
+        return -1;
+    if (store_migrate(store->db, store->path, err) == 0)
+        return 0;
+    close_db(store);
+    return -1;
+}
+
+/* The database's log and its index want some room: on a full disk, vmmd starts on the reserve. */
+static int open_db(struct store *store, struct error *err)
+{
+    if (open_and_migrate(store, err) < 0) {
+        if (err->code != ERR_HOST_DISK_FULL || !store_reserve_spend(store))
+            return -1;
+        error_done(err);
+        store->reserve_missing = store->reserve_spent = true;
+        if (open_and_migrate(store, err) < 0)
+            return -1;
+        store_reserve_grow_log(store);
+        return 0;
+    }
+    /* Without room for it vmmd starts all the same, and what frees room makes do with what is there. */
+    store->reserve_missing = store_reserve_keep(store) == STORE_RESERVE_NO_ROOM;
+    store_reserve_grow_log(store);
+    return 0;
+}
+
 int store_open(const char *dir, void (*wake)(void *arg), void *arg, struct store **ret, struct error *err)
 {
     CLEANUP_FREE struct store *store = mem_zalloc(sizeof(*store));
@@ -50,18 +79,16 @@ int store_open(const char *dir, void (*wake)(void *arg), void *arg, struct store
     store_list_init(&store->finished);
     store_list_init(&store->ready);
     if (path_join(store->path, sizeof(store->path), dir, "vmmd.db", err) < 0 ||
-        store_db_open(store->path, true, &store->db, err) < 0)
+        path_join(store->reserve_path, sizeof(store->reserve_path), dir, "vmmd.reserve", err) < 0)
         return -1;
-    if (path_join(store->reserve_path, sizeof(store->reserve_path), dir, "vmmd.reserve", err) < 0) {
-        close_db(store);
+    if (open_db(store, err) < 0) {
+        fd_close(store->reserve_fd);
         return -1;
     }
-    store_reserve_keep(store); /* without room for it, vmmd starts all the same */
     pthread_mutex_init(&store->lock, NULL);
     pthread_cond_init(&store->wanted, NULL);
     pthread_cond_init(&store->idle, NULL);
-    if (store_migrate(store->db, store->path, err) < 0 || store_tx_prepare(store, err) < 0 ||
-        store_read_prepare(store, err) < 0 || start_writer(store, err) < 0) {
+    if (store_tx_prepare(store, err) < 0 || store_read_prepare(store, err) < 0 || start_writer(store, err) < 0) {
         close_db(store);
         fd_close(store->reserve_fd);
         pthread_cond_destroy(&store->wanted);
@@ -94,6 +121,7 @@ void store_close(struct store *store)
     pthread_mutex_unlock(&store->lock);
     pthread_join(store->thread, NULL);
     close_db(store);
+    store_reserve_keep(store); /* it may have the room of the log, which is gone: the next start wants some */
     fd_close(store->reserve_fd);
     drop_all(&store->ready);
     drop_all(&store->finished);

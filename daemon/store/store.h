@@ -72,7 +72,8 @@ int store_event_range(struct store *store, int64_t *ret_oldest, int64_t *ret_new
  * is marked and store_commit reports it.  store_commit owns the tx; store_tx_free drops one that is not wanted. */
 struct store_tx *store_tx_new(struct store *store);
 void store_tx_free(struct store_tx *tx);
-/* It frees room (destroy, kill, stop): on a full disk it may use the room kept aside for such. */
+/* It frees room (destroy, kill, stop, prune), or tells what has happened and cannot be refused: on a full disk it may use
+ * the room kept aside for such. */
 void store_tx_use_reserve(struct store_tx *tx);
 void store_put_vm(struct store_tx *tx,
                   const struct store_vm_row *row); /* insert or replace; name unique among the living */
@@ -111,6 +112,9 @@ struct store_read *store_read_events(struct store *store, int64_t since, const c
                                      void (*row)(void *arg, const struct store_event_row *row),
                                      void (*done)(void *arg, struct error *err), void *arg);
 void store_read_cancel(struct store_read *read);
+
+/* The newest event that was forgotten to make room on a full disk; 0: none.  Any thread. */
+int64_t store_events_gone(struct store *store);
 
 struct store_stats {
     uint64_t commits, transactions, failed;

@@ -229,8 +229,13 @@ int store_tx_prepare(struct store *store, struct error *err)
         sqlite3_stmt **stmt;
         const char *sql;
     } brackets[] = {
-        {&store->begin, "BEGIN IMMEDIATE"},  {&store->commit, "COMMIT"},      {&store->rollback, "ROLLBACK"},
-        {&store->savepoint, "SAVEPOINT tx"}, {&store->release, "RELEASE tx"}, {&store->rollback_to, "ROLLBACK TO tx"},
+        {&store->begin, "BEGIN IMMEDIATE"},
+        {&store->commit, "COMMIT"},
+        {&store->rollback, "ROLLBACK"},
+        {&store->savepoint, "SAVEPOINT tx"},
+        {&store->release, "RELEASE tx"},
+        {&store->rollback_to, "ROLLBACK TO tx"},
+        {&store->page_count, "PRAGMA page_count"},
     };
     int rc = SQLITE_OK;
 

@@ -16,6 +16,8 @@
 #include "base/mem.h"
 #include "store/internal.h"
 
+enum { FRUGAL_TRIES = 6 };
+
 void store_list_init(struct store_list *list)
 {
     list->head = NULL;
@@ -171,24 +173,112 @@ static bool only_what_frees(struct store_item *group, const struct error *err)
     return any;
 }
 
+/* How many pages the database has, its log counted in. */
+static int64_t page_count(struct store *store)
+{
+    int64_t pages = sqlite3_step(store->page_count) == SQLITE_ROW ? sqlite3_column_int64(store->page_count, 0) : 0;
+
+    sqlite3_reset(store->page_count);
+    return pages;
+}
+
+/* Folds the log into the database; SQLITE_BUSY when a part of it had to stay. */
+static int fold_log(struct store *store)
+{
+    int in_log = 0, folded = 0;
+    int rc = sqlite3_wal_checkpoint_v2(store->db, NULL, SQLITE_CHECKPOINT_PASSIVE, &in_log, &folded);
+
+    store->wal_pages = 0;
+    if (rc == SQLITE_OK && folded < in_log)
+        rc = SQLITE_BUSY;
+    if (rc == SQLITE_OK)
+        store->folded_pages = page_count(store);
+    return rc;
+}
+
+/* On a full disk the database takes no page more than its file has room for, lest the log hold what cannot be folded. */
+static void hold_pages(struct store *store, bool hold)
+{
+    char sql[64];
+
+    if (!hold && !store->pages_held)
+        return;
+    store->pages_held = hold;
+    snprintf(sql, sizeof(sql), "PRAGMA max_page_count = %lld",
+             hold ? (long long)store_reserve_file_pages(store) : (long long)STORE_PAGES_MAX);
+    sqlite3_exec(store->db, sql, NULL, NULL, NULL);
+}
+
+/* What frees room is written on a full disk: over the log from its beginning, into what room the file has or gets, and in
+ * place of what is old.  Once all is folded, nothing here needs room that others could take meanwhile. */
+static bool apply_one_frugally(struct store *store, struct store_item *item, struct error *err)
+{
+    bool done = false;
+
+    for (int tries = 0; !done && tries < FRUGAL_TRIES; tries++) {
+        bool folded = fold_log(store) == SQLITE_OK;
+        if (tries > 0 && !store_reserve_grow_file(store) && !store_reserve_stretch(store))
+            break;
+        hold_pages(store, folded);
+        error_done(err);
+        done = apply_all(store, item, err) == 0;
+        if (!done && err->code != ERR_HOST_DISK_FULL)
+            break;
+    }
+    fold_log(store);
+    return done;
+}
+
+/* One after the other: together they may want more of the log than it has. */
+static bool apply_frugally(struct store *store, struct store_item *group)
+{
+    bool any = false;
+
+    for (struct store_item *i = group, *next; i != NULL; i = next) {
+        CLEANUP_ERROR struct error err = ERROR_INIT;
+        next = i->next;
+        if (i->failed)
+            continue;
+        i->next = NULL;
+        if (apply_one_frugally(store, i, &err))
+            any = true;
+        else
+            store_item_fail(i, &err);
+        i->next = next;
+    }
+    return any;
+}
+
+/* Ordinary work; while the reserve is missing the file grows before the database does. */
+static bool apply_plainly(struct store *store, struct store_item *group, struct error *err)
+{
+    hold_pages(store, store->reserve_missing);
+    if (apply_all(store, group, err) == 0)
+        return true;
+    if (!store->reserve_missing || err->code != ERR_HOST_DISK_FULL || fold_log(store) != SQLITE_OK ||
+        !store_reserve_grow_file(store))
+        return false;
+    hold_pages(store, true);
+    error_done(err);
+    return apply_all(store, group, err) == 0;
+}
+
 /* On a full disk the reserve is given to what frees room, and everything else is refused until it can be kept again. */
 static bool apply_group(struct store *store, struct store_item *group, struct error *err)
 {
-    if (store->reserve_spent && store_reserve_keep(store))
-        store->reserve_spent = false;
-    if (store->reserve_spent) {
-        CLEANUP_ERROR struct error full = ERROR_INIT;
-        error_set(&full, ERR_HOST_DISK_FULL, "cannot write to the database: the disk is full");
-        only_what_frees(group, &full);
+    if (store->reserve_missing && store_reserve_fits(store) && store_reserve_keep(store) != STORE_RESERVE_NO_ROOM) {
+        LOG_INFO("the disk has room again: the reserve is whole", "path", store->reserve_path);
+        store->reserve_missing = store->reserve_spent = false;
     }
-    if (apply_all(store, group, err) == 0)
+    if (store->reserve_spent)
+        store_full_error(store->path, "write to the database", err);
+    else if (apply_plainly(store, group, err))
         return true;
-    if (store->reserve_spent || err->code != ERR_HOST_DISK_FULL || !only_what_frees(group, err) ||
-        !store_reserve_spend(store))
+    if (err->code != ERR_HOST_DISK_FULL || !only_what_frees(group, err))
         return false;
-    store->reserve_spent = true;
-    error_done(err);
-    return apply_all(store, group, err) == 0;
+    if (!store->reserve_spent && store_reserve_spend(store))
+        store->reserve_missing = store->reserve_spent = true;
+    return apply_frugally(store, group);
 }
 
 static void commit_group(struct store *store, struct store_list *group)
@@ -238,10 +328,10 @@ static void checkpoint(struct store *store)
 {
     char code[16];
 
-    if (store->wal_pages < STORE_CHECKPOINT_PAGES)
+    if (store->wal_pages == 0 ||
+        (store->wal_pages < STORE_CHECKPOINT_PAGES && page_count(store) - store->folded_pages < STORE_GROWTH_PAGES))
         return;
-    int rc = sqlite3_wal_checkpoint_v2(store->db, NULL, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
-    store->wal_pages = 0;
+    int rc = fold_log(store);
     bool failed = rc != SQLITE_OK && (rc & 0xff) != SQLITE_BUSY;
     snprintf(code, sizeof(code), "%d", rc);
     if (failed && !store->checkpoint_failed)

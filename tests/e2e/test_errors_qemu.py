@@ -1,17 +1,15 @@
 """Every way in which QEMU, its tools and the host let a VM down, by real faults: each has its code, says what lay beneath,
 leaves nothing half made, and the VM can be started or destroyed afterwards."""
-import contextlib
 import errno
 import os
 import shutil
 import signal
-import subprocess
 
 import pytest
 
 from e2e import guest
-from e2e.guest import TINY, deaf, destroy, direct, do, from_disk, make, process_alive, resume_stopped, vm_files
-from lib.vmmd import Daemon
+from e2e.guest import TINY, deaf, direct, do, from_disk, make, process_alive, resume_stopped, vm_files
+from lib.smalldisk import small_daemon
 from lib.vms import create_body, get_vm
 
 QEMU = shutil.which("qemu-system-x86_64")
@@ -329,36 +327,13 @@ def test_seed_that_cannot_be_written(daemons, tmp_path):
 # ---- host::disk_full ----
 
 @pytest.fixture
-def small(request):
-    """A daemon whose data lie on a file system of 8 MiB, and a function that leaves so many KiB free there."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    daemon = Daemon(start=False)
-    os.mkdir(daemon.data_dir)
-    ballast = os.path.join(daemon.data_dir, "ballast")
-
-    def leave(kib):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(ballast)
-        free = os.statvfs(daemon.data_dir)
-        with open(ballast, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_bsize - kib * 1024)
-        free = os.statvfs(daemon.data_dir)
-        assert free.f_bavail * free.f_bsize == kib * 1024
-
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "vmmd-test", daemon.data_dir], check=True)
-        try:
-            daemon.start()
-            yield daemon, leave
-            guest.tell(daemon)
-            guest.destroy_all(daemon)
-        finally:
-            if daemon.running():
-                daemon.stop()
-            subprocess.run(["umount", "--lazy", daemon.data_dir], check=True)
-    finally:
-        daemon.close()
+def small():
+    """What VMs own on disk lies on a file system of its own, of 8 MiB: the step meets its end, not the look before it."""
+    with small_daemon("8m", below="vms") as (daemon, disk):
+        yield daemon, disk.leave
+        disk.make_room()
+        guest.tell(daemon)
+        guest.destroy_all(daemon)
 
 
 @pytest.mark.parametrize("free, spec", [
@@ -378,19 +353,3 @@ def test_create_on_a_full_disk(small, free, spec):
     assert vm_files(daemon) == before and daemon.leftovers() == []
     leave(4096)
     make(daemon.client(), **spec)
-
-
-def test_destroy_frees_a_full_disk(small):
-    """Nothing else is taken, but what frees room has room kept aside for it."""
-    daemon, leave = small
-    api = daemon.client()
-    make(api, **from_disk(cloud_init={"hostname": "web"}))
-    make(api, "two", start=True, **direct(image=TINY))
-    pid = get_vm(api, "two")["runtime"]["pid"]
-    leave(0)
-    assert api.post("/v1/vms", create_body("three", "qemu", **direct())).code == "host::disk_full"
-    destroy(api, "two")
-    destroy(api)
-    assert not process_alive(pid) and vm_files(daemon) == []
-    leave(4096)
-    make(api, "three", **from_disk())

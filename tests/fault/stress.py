@@ -17,79 +17,34 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-from lib.vmmd import SLOW, Daemon  # noqa: E402
+from lib import storm  # noqa: E402
+from lib.vmmd import SLOW  # noqa: E402
 
 CONFIG = "shutdown_grace_s = 2\n"
 STEPS = ["reserve", "build", "prepare", "spawn", "greet", "verify", "press", "terminate", "kill", "remove", "suspend", "resume", "reset",
          "persist", "announce"]
 VERBS = ["start", "start", "start", "stop", "kill", "reset", "restart", "suspend", "resume"]
-BAD_LOG = ["loop_free:", "resumed twice", "Sanitizer", "runtime error:", "UNIQUE", "constraint failed"]
 MERGE = {"Content-Type": "application/merge-patch+json"}
 
 
-class Local(http.client.HTTPConnection):
-    def __init__(self, path, timeout):
-        super().__init__("vmmd", timeout=timeout)
-        self.path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self.path)
-
-
-class Storm:
+class Storm(storm.Storm):
     def __init__(self, args):
+        super().__init__(args.seed, CONFIG)
         self.args = args
-        self.daemon = Daemon(config=CONFIG, start=False)
-        self.lock = threading.Lock()
-        self.up = threading.Event()     # requests may be sent
-        self.over = threading.Event()
         self.created = {}               # id: name, of acknowledged creates
         self.succeeded = set()          # ids whose create is known to have ended well
         self.doomed = set()             # names a destroy was sent for
         self.gone = set()               # ids whose destroy ended well
         self.operations = {}            # id: kind, acknowledged
-        self.faults = []
-        self.counts = {}
-        self.seen = []                  # event ids of the follower
         self.names = [f"vm{i}" for i in range(args.vms)]
         self.safe = 0
 
-    def fault(self, text):
-        with self.lock:
-            self.faults.append(text)
-        print("FAULT:", text, flush=True)
-
-    def count(self, what):
-        with self.lock:
-            self.counts[what] = self.counts.get(what, 0) + 1
-
     # --- requests ---
-
-    def ask(self, method, path, body=None, headers=None, timeout=40):
-        """(status, document or None); OSError and HTTPException when the daemon went away."""
-        connection = Local(self.daemon.socket, timeout * SLOW)
-        try:
-            data = None if body is None else json.dumps(body).encode()
-            send = dict(headers or {})
-            if data is not None:
-                send.setdefault("Content-Type", "application/json")
-            connection.request(method, path, data, send)
-            answer = connection.getresponse()
-            raw = answer.read()
-        finally:
-            connection.close()
-        self.count(answer.status)
-        if b"daemon::internal" in raw and answer.status == 500:
-            self.fault(f"{method} {path}: 500 {raw[:500]!r}")
-        return answer.status, json.loads(raw) if raw and "json" in answer.headers.get("Content-Type", "") else None
 
     def labels(self, rng):
         labels = {}
@@ -239,94 +194,12 @@ class Storm:
                 self.count("cut")
                 time.sleep(0.01)
 
-    def stream(self, since, upto=None):
-        """Ids of events after `since`, until cut, or until `upto` has come."""
-        connection = Local(self.daemon.socket, 20 * SLOW)
-        try:
-            connection.request("GET", "/v1/events", None, {"Last-Event-ID": str(since)})
-            answer = connection.getresponse()
-            while not (upto is None and self.over.is_set()):
-                line = answer.readline()
-                if not line.endswith(b"\n"):
-                    return
-                if line.startswith(b"id: "):
-                    yield int(line[4:])
-                    if upto is not None and int(line[4:]) >= upto:
-                        return
-        except (OSError, http.client.HTTPException):
-            self.count("stream cut")
-        finally:
-            connection.close()
-
-    def follow(self):
-        """One follower of all events, over every restart."""
-        last = 0
-        while not self.over.is_set():
-            if not self.up.wait(0.2):
-                continue
-            for number in self.stream(last):
-                if number <= last:
-                    self.fault(f"event {number} came after {last}")
-                last = number
-                self.seen.append(number)
-            time.sleep(0.02)
-
     # --- ends and restarts ---
 
-    def start(self):
-        self.daemon.start(timeout=30)
-        self.up.set()
-
-    def end(self, rng):
-        how = rng.choice(["term", "term", "twice", "kill", "kill"] if self.args.kill else ["term", "twice"])
-        self.count(f"end by {how}")
-        if how == "kill":
-            self.daemon.kill9()
-            self.up.clear()
-            return
-        self.daemon.proc.send_signal(signal.SIGTERM)
-        if how == "twice":
-            time.sleep(rng.choice([0, 0.01, 0.3]))
-            self.daemon.proc.send_signal(signal.SIGTERM)
-        self.ended_well()
-        self.up.clear()
-
-    def ended_well(self):
-        try:
-            status = self.daemon.proc.wait(20 * SLOW)
-        except subprocess.TimeoutExpired:
-            self.daemon.proc.send_signal(signal.SIGABRT)
-            self.daemon.proc.wait()
-            self.fault("vmmd does not end after SIGTERM")
-            return
-        if status != 0:
-            self.fault(f"vmmd ended with {status}")
-
-    def blink(self, rng):
-        """Started, and asked to end while it probes, recovers or has just begun to serve."""
-        with open(self.daemon.log_path, "ab") as log:
-            self.daemon.proc = subprocess.Popen(self.daemon.argv(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.daemon.env)
-        while self.daemon.proc.poll() is None:  # until SIGTERM has a handler it ends the process by its default
-            with open(f"/proc/{self.daemon.proc.pid}/status", encoding="ascii") as file:
-                caught = [int(line.split()[1], 16) for line in file if line.startswith("SigCgt:")]
-            if caught and caught[0] & 1 << signal.SIGTERM - 1:
-                break
-            time.sleep(0.001)
-        time.sleep(rng.random() * rng.choice([0.01, 0.1, 0.5]) * SLOW)
-        self.daemon.proc.send_signal(signal.SIGTERM)
-        self.count("blink")
-        self.ended_well()
+    def end_somehow(self, rng):
+        self.end(rng.choice(["term", "term", "twice", "kill", "kill"] if self.args.kill else ["term", "twice"]), rng)
 
     # --- what must hold ---
-
-    def settle(self):
-        end = time.monotonic() + 90 * SLOW
-        while time.monotonic() < end:
-            left = [o for state in ("running", "pending") for o in self.ask("GET", f"/v1/operations?state={state}&limit=1000")[1]["items"]]
-            if not left:
-                return
-            time.sleep(0.2)
-        self.fault(f"operations do not end: {[(o['id'], o['kind'], o['step'], o['state']) for o in left][:10]}")
 
     def check(self):
         self.settle()
@@ -344,42 +217,7 @@ class Storm:
             if status != 200 and vm in self.succeeded and name not in self.doomed:
                 self.fault(f"VM {name} ({vm}) was created and never destroyed, and answers {status}")
         for operation, kind in self.operations.items():
-            status, document = self.ask("GET", f"/v1/operations/{operation}")
-            if status != 200:
-                self.fault(f"the acknowledged operation {operation} ({kind}) answers {status}")
-            elif document["state"] not in ("succeeded", "failed", "cancelled"):
-                self.fault(f"operation {operation} ({kind}) is {document['state']}")
-            elif document["state"] == "failed" and not document["error"]:
-                self.fault(f"operation {operation} ({kind}) failed and does not say why")
-            elif document["finished_at"] is None:
-                self.fault(f"operation {operation} ({kind}) ended at no time")
-
-    def check_events(self):
-        newest, ids, last, turns = self.ask("GET", "/v1/vms?limit=1")[1]["as_of_event"], [], 0, 0
-        while last < newest and turns < 100:  # a reader that is too slow is dropped, and comes back
-            turns += 1
-            for last in self.stream(last, newest):
-                ids.append(last)
-        self.count(f"replays of {len(ids)} events in {turns} connections")
-        if last < newest:
-            self.fault(f"the replay ends at {last}, the newest is {newest}")
-        if ids != sorted(set(ids)):
-            self.fault("replayed ids do not ascend strictly")
-        known, kept = set(self.seen), set(ids)
-        missed = [i for i in ids if self.seen and i <= self.seen[-1] and i not in known][:10]
-        ghosts = sorted(known - kept)[:10] if len(ids) < 90000 else []
-        if missed:
-            self.fault(f"the follower missed events {missed} of {len(ids)}")
-        if ghosts:
-            self.fault(f"events were told that are not kept: {ghosts}")
-
-    def check_log(self):
-        log = self.daemon.log()
-        for bad in BAD_LOG:
-            at = log.find(bad)
-            if at >= 0:
-                self.fault(f"the log has \"{bad}\":\n{log[max(0, at - 300):at + 5000]}")
-                break
+            self.check_operation(operation, kind, *self.ask("GET", f"/v1/operations/{operation}"))
 
     def run(self):
         rng = random.Random(self.args.seed)
@@ -393,7 +231,7 @@ class Storm:
             time.sleep(min(rng.uniform(0.3, 6), max(0.1, end - time.monotonic())))
             if self.faults or time.monotonic() > end:
                 break
-            self.end(rng)
+            self.end_somehow(rng)
             for _ in range(rng.choice([0, 0, 1, 2])):
                 if not self.faults:
                     self.blink(rng)
@@ -405,7 +243,7 @@ class Storm:
         if self.daemon.running():
             self.check()
             self.check_events()
-            self.end(rng)
+            self.end_somehow(rng)
             self.start()  # what it had left is found again
             self.check()
             self.daemon.proc.send_signal(signal.SIGTERM)
@@ -413,17 +251,14 @@ class Storm:
         self.check_log()
         counts = " ".join(f"{what}={n}" for what, n in sorted(self.counts.items(), key=lambda c: str(c[0])))
         print(f"seed {self.args.seed}: {len(self.created)} creates, {len(self.operations)} operations, {len(self.seen)} events; {counts}")
-        if self.faults:
-            print("kept:", self.daemon.dir)
-        else:
-            self.daemon.close()
+        self.close()
         print(f"storm: {0 if self.faults else 1} passed, {len(self.faults)} failed")
         return 1 if self.faults else 0
 
 
 def main():
     parser = argparse.ArgumentParser(description="a seeded storm on one vmmd")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randint(1, 10 ** 6))
+    parser.add_argument("--seed", type=int, default=storm.seed_of())
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--threads", type=int, default=24)
     parser.add_argument("--vms", type=int, default=30)

@@ -1,14 +1,9 @@
 """At its limits the daemon says so, and goes on."""
-import os
 import socket
-import subprocess
 import threading
 
-import pytest
-
 from lib.client import EventStream
-from lib.vmmd import VMMD, Daemon
-from lib.vms import create_body, destroy, do, get_vm, make_vm
+from lib.vms import create_body, make_vm
 
 
 def test_too_many_streams_are_refused_as_overload(api):
@@ -86,50 +81,6 @@ def test_burst_of_connections_is_taken(api):
     for sock in socks:
         sock.close()
     assert api.get("/v1/health").status == 200
-
-
-@pytest.fixture
-def small_disk():
-    """A daemon whose data directory is a file system of 4 MiB, in a mount namespace of its own."""
-    if os.getuid() != 0:
-        pytest.skip("needs root to mount a small file system")
-    daemon = Daemon(start=False)
-    os.makedirs(daemon.data_dir, mode=0o700)
-    argv = daemon.argv()
-    daemon.argv = lambda: ["unshare", "-m", "--propagation", "private", "sh", "-c",
-                           'mount -t tmpfs -o size=4m tmpfs "$0" && exec "$@"', daemon.data_dir, *argv]
-    assert argv[0] == VMMD
-    if subprocess.run(["unshare", "-m", "true"], check=False, stderr=subprocess.DEVNULL).returncode != 0:
-        pytest.skip("no mount namespaces here")
-    try:
-        daemon.start()
-        yield daemon
-    finally:
-        daemon.close()
-
-
-def test_full_disk_is_told_and_nothing_is_half_made(small_disk):
-    api = small_disk.client()
-    make_vm(api, "before")
-    filler = f"/proc/{small_disk.pid}/root{small_disk.data_dir}/filler"
-    with open(filler, "wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"\0" * 4096)
-        except OSError:
-            pass
-    answer = None
-    for number in range(200):
-        answer = api.post("/v1/vms", create_body(f"v{number}", labels={"fill": "x" * 128}), prefer_wait=30)
-        if answer.status != 200:
-            break
-    assert (answer.status, answer.code) == (507, "host::disk_full")
-    assert api.get(f"/v1/vms/v{number}").status == 404
-    assert get_vm(api, "before")["state"] == "prepared"
-    os.unlink(filler)
-    make_vm(api, "after")
-    do(api, "start", "before")
-    destroy(api, "before")
 
 
 def test_thousand_vms_at_once(api):

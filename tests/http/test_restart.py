@@ -1,6 +1,8 @@
 """What survives the daemon's end, by SIGTERM and by kill -9."""
 import concurrent.futures
+import http.client
 import os
+import threading
 import time
 
 import pytest
@@ -251,3 +253,38 @@ def test_operations_are_remembered_as_long_as_the_config_says(daemons):
     for number in range(130):  # what is old goes when the events are cut, or every ten minutes
         api.patch("/v1/vms/web", {"labels": {"n": str(number)}})
     eventually(lambda: api.get(f"/v1/operations/{op_id}").code, lambda code: code == "operation::not_found")
+
+
+def test_what_a_stop_refuses_has_no_effect(api, vmmd):
+    """A 503 of a daemon that stops is a refusal, and what is acknowledged is there: nothing between."""
+    answers = {}
+
+    def work(worker):
+        for number in range(1000):
+            name = f"v{worker}-{number}"
+            try:
+                answers[name] = api.post("/v1/vms", create_body(name)).status
+                if number % 3 == 0:
+                    answers[name, "patch"] = api.patch(f"/v1/vms/{name}", {"labels": {"a": "b"}}).status
+            except (OSError, http.client.HTTPException):
+                return
+            if answers[name] == 503:
+                return
+    for _ in range(3):
+        answers.clear()
+        threads = [threading.Thread(target=work, args=(worker,)) for worker in range(8)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        vmmd.stop()
+        for thread in threads:
+            thread.join(30)
+        vmmd.start()
+        there = {vm["name"]: vm for vm in api.get("/v1/vms?limit=1000").json["items"]}
+        for key, status in answers.items():
+            if isinstance(key, str):
+                assert status in (202, 503) and (key in there) == (status == 202), (key, status)
+            elif key[0] in there:
+                assert status in (200, 503) and ("a" in there[key[0]]["labels"]) == (status == 200), (key, status)
+        for name in there:
+            destroy(api, name)

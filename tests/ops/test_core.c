@@ -742,6 +742,31 @@ static bool ended_in_memory(void *arg)
 }
 
 /* A process that dies while the disk is full: the VM is failed to every reader as soon as there is room. */
+static bool end_on_its_way(void *arg)
+{
+    const struct operation *op = arg;
+
+    return op->accepted && op->state == OPERATION_SUCCEEDED && op->pub_state != OPERATION_SUCCEEDED;
+}
+
+/* Whoever asks while the end is being written sees an operation that runs, not nothing. */
+static void end_is_not_told_before_it_is_written(void **state)
+{
+    struct core_bed *b = *state;
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+
+    core_bed_make(b, "{\"name\":\"web\",\"backend\":\"noop\"}");
+    struct operation *op = operation_ref(core_bed_verb(b, "web", VM_START, &err));
+    assert_true(core_bed_poll(b, end_on_its_way, op));
+    json_t *doc = json_loads(operation_doc(op), 0, NULL);
+    assert_string_equal(json_string_value(json_object_get(doc, "state")), "running");
+    assert_true(json_is_null(json_object_get(doc, "finished_at")) && json_is_null(json_object_get(doc, "result")));
+    json_decref(doc);
+    core_bed_await(b, op, true);
+    assert_non_null(strstr(operation_doc(op), "\"succeeded\""));
+    operation_unref(op);
+}
+
 static void refused_is_written_again(void **state)
 {
     struct core_bed *b = *state;
@@ -750,7 +775,9 @@ static void refused_is_written_again(void **state)
                      "{\"noop.exit\":\"killed:9\",\"noop.exit_after_ms\":\"200\"}}");
     plant(b, "CREATE TRIGGER no BEFORE INSERT ON vms BEGIN SELECT RAISE(ABORT, 'full'); END");
     assert_true(core_bed_poll(b, ended_in_memory, b));
-    assert_string_equal(core_bed_get(b, "web", "state"), "running");
+    core_bed_quiet(b);
+    assert_string_equal(core_bed_get(b, "web", "state"), "failed"); /* it is, whether it can be written or not */
+    assert_false(failed_in_store(b));
     plant(b, "DROP TRIGGER no");
     assert_true(core_bed_poll(b, failed_in_store, b));
     core_bed_quiet(b);
@@ -844,6 +871,7 @@ int main(void)
         CORE_TEST(interrupted),
         CORE_TEST(interrupted_together),
         CORE_TEST(parked),
+        CORE_TEST(end_is_not_told_before_it_is_written),
         CORE_TEST(refused_is_written_again),
         CORE_TEST(refused_failure_stays_one),
         CORE_TEST(patch_beside_destroy),

@@ -125,7 +125,7 @@ static void adopt_status(struct backend_vm *bvm, json_t *ret, struct error *err)
         return;
     bvm->gone = NULL;
     if (strcmp(status, "io-error") == 0)
-        bvm->events->io_error(bvm->arg, "error");
+        monitor_found_io_error(bvm);
 }
 
 static void adopt_kvm(struct backend_vm *bvm, json_t *ret, struct error *err)

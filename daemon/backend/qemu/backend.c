@@ -241,6 +241,7 @@ static const struct backend vtable = {
     .files = 16,
     .check = qemu_check,
     .overhead_mb = qemu_overhead_mb,
+    .room = qemu_room,
     .port_free = qemu_port_free,
     .attach = qemu_attach,
     .detach = qemu_detach,

@@ -344,6 +344,33 @@ int qemu_create(struct backend_vm *bvm, struct backend_call *call, struct error 
     return OP_WAIT;
 }
 
+/* ---- how much it takes ---- */
+
+/* What an ISO image of an empty seed, a qcow2 header with its first tables, and the first words of a guest and of QEMU take. */
+enum { SEED_ROOM = 400 << 10, OVERLAY_ROOM = 256 << 10, LOGS_ROOM = 128 << 10 };
+
+static size_t text_len(const char *text)
+{
+    return text ? strlen(text) : 0;
+}
+
+uint64_t qemu_room(struct backend *be, const struct vm_spec *spec, bool create)
+{
+    const struct vm_cloud_init *ci = &spec->cloud_init;
+    uint64_t room = LOGS_ROOM;
+
+    if (!create)
+        return room;
+    if (spec->has_cloud_init) {
+        room += SEED_ROOM + text_len(ci->user_data) + text_len(ci->vendor_data) + text_len(ci->network_config);
+        for (size_t i = 0; i < ci->n_keys; i++)
+            room += strlen(ci->ssh_authorized_keys[i]);
+    }
+    if (spec->uefi)
+        room += CONTAINER_OF(be, struct qemu_backend, ops)->host.uefi_vars_size;
+    return room + (spec->image ? OVERLAY_ROOM : 0);
+}
+
 /* ---- remove ---- */
 
 struct remove_all_job {

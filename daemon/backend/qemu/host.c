@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 #ifdef __x86_64__
@@ -61,6 +62,7 @@ static void find_program(const char *name, char *out)
 void qemu_host_look(struct qemu_host *host, const char *helper_dir)
 {
     char name[PATH_MAX];
+    struct stat vars;
     long cpus = sysconf(_SC_NPROCESSORS_ONLN), pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
 
     snprintf(name, sizeof(name), "%s", host->binary);
@@ -69,6 +71,7 @@ void qemu_host_look(struct qemu_host *host, const char *helper_dir)
     if (snprintf(name, sizeof(name), "%s/vmmd-inspect", helper_dir) < (int)sizeof(name))
         find_program(name, host->inspect);
     host->uefi = qemu_host_find_uefi("", host->uefi_code, host->uefi_vars);
+    host->uefi_vars_size = host->uefi && stat(host->uefi_vars, &vars) == 0 ? (uint64_t)vars.st_size : 0;
     host->vhost_vsock = access("/dev/vhost-vsock", R_OK | W_OK) == 0;
     host->cpus = cpus > 0 ? (unsigned)cpus : 1;
     host->memory_mb = pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page >> 20 : 0;

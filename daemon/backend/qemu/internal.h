@@ -114,6 +114,7 @@ struct backend_vm {
     const char *wanted; /* the state a cont or stop is to reach */
     bool pressed_agent;
     unsigned presses; /* since it started */
+    bool disk_full;   /* the last write that failed found no room */
     bool adopting;
     struct backend_adoption *adoption;
 };
@@ -177,6 +178,7 @@ void plan_record(struct backend_vm *bvm, const struct plan_paths *paths, const s
 
 /* ---- the verbs, each as in backend.h ---- */
 
+uint64_t qemu_room(struct backend *be, const struct vm_spec *spec, bool create);
 int qemu_create(struct backend_vm *bvm, struct backend_call *call, struct error *err);
 int qemu_remove(struct backend_vm *bvm, struct backend_call *call, struct error *err);
 int qemu_prepare(struct backend_vm *bvm, struct backend_call *call, struct error *err);
@@ -224,6 +226,7 @@ int monitor_ask(struct backend_vm *bvm, const char *command, json_t *arguments,
 int monitor_ask_aside(struct backend_vm *bvm, const char *command,
                       void (*fn)(struct backend_vm *bvm, json_t *ret, struct error *err), struct error *err);
 /* "running", "paused", ...: the guest's end is noted and QEMU asked to go. */
+void monitor_found_io_error(struct backend_vm *bvm);
 void monitor_take_status(struct backend_vm *bvm, const char *status);
 /* Notes the guest's end and has QEMU end: quit, and SIGKILL after a while. */
 void monitor_guest_ended(struct backend_vm *bvm, enum guest_end end);

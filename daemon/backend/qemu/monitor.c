@@ -112,6 +112,37 @@ void monitor_guest_ended(struct backend_vm *bvm, enum guest_end end)
     timer_start(bvm->timer, QUIT_MS, 0);
 }
 
+static void on_blocks(struct backend_vm *bvm, json_t *ret, struct error *err)
+{
+    const char *reason = "error";
+    json_t *block;
+    size_t i;
+
+    json_array_foreach(ret, i, block)
+    {
+        const char *status = json_string_value(json_object_get(block, "io-status"));
+        if (!error_is_set(err) && status && strcmp(status, "nospace") == 0)
+            reason = "enospc";
+    }
+    if (bvm->alive && bvm->started)
+        bvm->events->io_error(bvm->arg, reason);
+}
+
+/* Its event passed unheard: the disks tell why. */
+void monitor_found_io_error(struct backend_vm *bvm)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+
+    if (monitor_ask_aside(bvm, "query-block", on_blocks, &err) < 0)
+        bvm->events->io_error(bvm->arg, "error");
+}
+
+static void take_io_error(struct backend_vm *bvm, bool full)
+{
+    bvm->disk_full = full;
+    bvm->events->io_error(bvm->arg, full ? "enospc" : "error");
+}
+
 void monitor_take_status(struct backend_vm *bvm, const char *status)
 {
     if (strcmp(status, "shutdown") == 0)
@@ -119,7 +150,7 @@ void monitor_take_status(struct backend_vm *bvm, const char *status)
     else if (strcmp(status, "guest-panicked") == 0)
         monitor_guest_ended(bvm, GUEST_PANICKED);
     else if (strcmp(status, "io-error") == 0 && bvm->started)
-        bvm->events->io_error(bvm->arg, "error");
+        monitor_found_io_error(bvm);
 }
 
 /* A stop or cont that was given up is carried out when QEMU comes to itself: it is taken back. */
@@ -219,7 +250,7 @@ static void take_event(struct backend_vm *bvm, const char *name, json_t *data)
     else if (strcmp(name, "RESET") == 0 && bvm->started)
         take_reset(bvm);
     else if (strcmp(name, "BLOCK_IO_ERROR") == 0 && bvm->started && action && strcmp(action, "stop") == 0)
-        bvm->events->io_error(bvm->arg, json_is_true(json_object_get(data, "nospace")) ? "enospc" : "error");
+        take_io_error(bvm, json_is_true(json_object_get(data, "nospace")));
     else if (strcmp(name, "VSERPORT_CHANGE") == 0 && bvm->agent && id && strcmp(id, QEMU_AGENT_PORT_ID) == 0)
         agent_hint_open(bvm->agent, json_is_true(json_object_get(data, "open")));
 }

@@ -25,6 +25,7 @@ struct qemu_host {
     bool uefi;
     char uefi_code[PATH_MAX];
     char uefi_vars[PATH_MAX];
+    uint64_t uefi_vars_size;
     char qemu_img[PATH_MAX]; /* "" when missing */
     char inspect[PATH_MAX];  /* "" when missing */
     bool vhost_vsock;

@@ -93,11 +93,29 @@ void agent_open(struct backend_vm *bvm)
         agent_start_probing(bvm->agent, AGENT_INTERVAL_MS);
 }
 
+/* It went on, its write failed again, and so it waits again. */
+static void paused_again(struct backend_vm *bvm, struct error *err)
+{
+    const char *name = bvm->vm->name;
+
+    if (!bvm->disk_full) {
+        error_set(err, ERR_IO, "VM %s was paused again at once: its disk failed again", name);
+        error_help(err, "see to the disk of %s, then `vmctl resume %s`", bvm->work_dir, name);
+        return;
+    }
+    error_set(err, ERR_HOST_DISK_FULL, "VM %s was paused again at once: there is no room for its writes in %s", name,
+              bvm->work_dir);
+    error_help(err, "free space on the file system of %s, then `vmctl resume %s`", bvm->work_dir, name);
+}
+
 static void run_status(struct backend_vm *bvm, json_t *ret, struct error *err)
 {
     const char *status = json_string_value(json_object_get(ret, "status"));
 
-    if (!error_is_set(err) && (!status || strcmp(status, bvm->wanted) != 0)) {
+    if (!error_is_set(err) && status && strcmp(status, "io-error") == 0 && strcmp(bvm->wanted, "running") == 0) {
+        paused_again(bvm, err);
+        monitor_take_status(bvm, status);
+    } else if (!error_is_set(err) && (!status || strcmp(status, bvm->wanted) != 0)) {
         error_set(err, ERR_QEMU_QMP_COMMAND_FAILED, "QEMU of VM %s says %s, not %s", bvm->vm->name,
                   status ? status : "nothing", bvm->wanted);
         if (status)

@@ -1,7 +1,8 @@
-/* begin.c - how an operation begins: the VM is held, or queued for; the intent is written; then the table is walked.
+/* begin.c - how an operation begins: the VM is held, or queued for; is there room? (create, start, restart); the intent is
+ * written; then the table is walked.
  *
  * Failure modes: the VM is busy: 409, but kill and destroy cancel the holder and queue behind it; too much is under
- * way, or memory is short: 503; the disk refuses the intent: refused, and nothing has happened. */
+ * way, or memory is short: 503; the disk has no room, or refuses the intent: refused, and nothing has happened. */
 #include <stdio.h>
 #include <string.h>
 
@@ -26,6 +27,8 @@ static void cancel_holder(struct vm_op *vo)
               vo->vm->vm.name, vo->plan->kind);
     vm_op_cancel(holder, &reason);
 }
+/* What a change takes in the database and its log, and a VM that runs in the runtime directory. */
+enum { STORE_ROOM = 65536, RUN_ROOM = 65536, WRITTEN_TIMES = 4 };
 
 static void intent_durable(void *arg, struct error *err)
 {
@@ -148,7 +151,7 @@ static bool let_go_soon(const struct live_vm *vm)
     return vm->op == NULL || vm->op->persisted;
 }
 
-static void write_intent(struct vm_op *vo, struct change *ch, bool overrules)
+static void write_intent(struct vm_op *vo, struct change *ch)
 {
     struct live_vm *vm = vo->vm;
 
@@ -158,7 +161,7 @@ static void write_intent(struct vm_op *vo, struct change *ch, bool overrules)
         vm->vm.has_operation = true;
         vm->vm.operation = vo->res->uuid;
     }
-    if (holds || overrules)
+    if (holds || vo->overrules)
         change_vm(ch, vm, false);
     if (vo->plan->verb == VM_CREATE) {
         change_ports(ch, vm, false);
@@ -172,6 +175,45 @@ static void write_intent(struct vm_op *vo, struct change *ch, bool overrules)
              vo->res->request_id);
     CRASH_POINT("op:%s:intent:before", vo->plan->kind);
     change_commit(ch, intent_durable, vo);
+}
+
+static bool wants_room(enum vm_verb verb)
+{
+    return verb == VM_CREATE || verb == VM_START || verb == VM_RESTART;
+}
+
+/* The VM's document with the texts of its spec is written at the beginning and at the end, and once more as a result. */
+static uint64_t store_room(const struct vm_spec *spec)
+{
+    const char *const texts[] = {spec->cloud_init.user_data, spec->cloud_init.vendor_data,
+                                 spec->cloud_init.network_config};
+    uint64_t room = STORE_ROOM;
+
+    for (size_t i = 0; i < ARRAY_SIZE(texts); i++)
+        room += texts[i] != NULL ? WRITTEN_TIMES * strlen(texts[i]) : 0;
+    return room;
+}
+
+static uint64_t room_for(const struct vm_op *vo)
+{
+    struct backend *be = vo->vm->be;
+
+    return store_room(&vo->vm->vm.spec) +
+           (be->room != NULL ? be->room(be, &vo->vm->vm.spec, vo->plan->verb == VM_CREATE) : 0);
+}
+
+static void room_known(void *arg, struct error *err)
+{
+    struct vm_op *vo = arg;
+
+    vo->disk_ask = NULL;
+    if (error_is_set(err)) {
+        intent_durable(vo, err);
+        return;
+    }
+    vo->room = room_for(vo);
+    if (!vo->parked)
+        write_intent(vo, TAKE_PTR(vo->intent));
 }
 
 static int busy_error(const struct live_vm *vm, struct error *err)
@@ -273,7 +315,6 @@ int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct cor
     }
     vm->core->n_running++;
     vo->by_policy = req == NULL;
-    bool overrules = !vo->by_policy && policy_overruled(vm, ch, plan->kind);
     vo->files = files_of(vm, plan);
     vm->core->files_promised += vo->files;
     if (free_now(vm)) {
@@ -283,6 +324,15 @@ int vm_op_begin(struct live_vm *vm, const struct vm_plan *plan, const struct cor
         enqueue(vo);
     }
     *ret = vo->res;
-    write_intent(vo, ch, overrules);
+    vo->overrules = !vo->by_policy && policy_overruled(vm, ch, plan->kind);
+    if (wants_room(plan->verb)) { /* short of memory it goes unasked */
+        bool runs = plan != &vm_create_plan && vm->be->room != NULL;
+        vo->disk_ask = disk_ask(vm->core, room_for(vo), runs ? RUN_ROOM : 0, room_known, vo);
+        if (vo->disk_ask != NULL) {
+            vo->intent = ch;
+            return 0;
+        }
+    }
+    write_intent(vo, ch);
     return 0;
 }

@@ -75,6 +75,10 @@ struct vm_op {
     struct core_peer peer;         /* who asked */
     struct file_check *file_check; /* under way on the pool */
     int64_t promised_mb;           /* of the host's memory */
+    struct disk_ask *disk_ask;     /* before the intent is written */
+    bool overrules;                /* the VM's policy: its row is written with the intent */
+    struct change *intent;         /* waits for it */
+    uint64_t room;                 /* counted in core->disk_promised */
 };
 
 extern const struct vm_plan vm_create_plan, vm_create_start_plan, vm_start_plan, vm_stop_plan, vm_kill_plan,

@@ -22,6 +22,10 @@ void vm_op_free(struct vm_op *vo)
     }
     memory_release(vo);
     vm_create_forget_check(vo);
+    if (vo->disk_ask != NULL)
+        disk_forget(vo->disk_ask);
+    change_drop(vo->intent);
+    vo->core->disk_promised -= vo->room;
     timer_free(vo->timer);
     error_done(&vo->cancelled);
     vm_failure_done(&vo->failure);
@@ -74,8 +78,10 @@ void vm_op_let_go(struct vm_op *vo)
 {
     struct live_vm *vm = vo->vm;
 
-    if (vm->op == vo)
+    if (vm->op == vo) {
         vm->op = NULL;
+        live_vm_told_late(vm);
+    }
     if (vo->core->n_running > 0) /* parking gave all up at once */
         vo->core->n_running--;
     vo->core->files_promised -= vo->files;
@@ -150,7 +156,7 @@ static void op_failed(struct vm_op *vo, enum op_outcome outcome, struct error *e
     vo->res->dirty = true;
     error_move(&vo->res->error, err);
     struct change *ch = change_new(vo->core);
-    change_frees(ch, vo->plan->verb);
+    change_happened(ch);
     if (!vm->gone) {
         vm->vm.has_operation = false;
         vm_op_settle(vo, outcome == OP_CANCELLED);
@@ -327,6 +333,7 @@ static void already_destroyed(struct vm_op *vo)
     vo->res->n_steps = 0;
     vo->res->result = vm_json(&vo->vm->vm);
     struct change *ch = change_new(vo->core);
+    change_happened(ch);
     change_operation(ch, vo->res);
     change_event(ch, "operation.finished", vo->vm, vo->res, NULL, vm_op_finish_data(vo->res));
     change_commit(ch, failure_durable, vo);

@@ -73,6 +73,7 @@ static int restart_turn(struct vm_op *vo, struct error *err)
     if (from !=
         VM_STOPPED) { /* a daemon that finds this carries the restart on; one that does not finds the process gone */
         struct change *ch = change_new(vo->core);
+        change_happened(ch);
         change_vm(ch, vo->vm, false);
         change_state_event(ch, vo->vm, vo->res, from, vo->plan->kind);
         change_commit(ch, NULL, NULL);
