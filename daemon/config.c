@@ -41,6 +41,8 @@ static const struct key {
     {"vmm_log_kb", KEY_INT, offsetof(struct config, vmm_log_kb), 16, 1024},
     {"max_image_gb", KEY_INT, offsetof(struct config, max_image_gb), 1, 1048576},
     {"shutdown_grace_s", KEY_INT, offsetof(struct config, shutdown_grace_s), 0, 3600},
+    {"reconcile_interval_s", KEY_INT, offsetof(struct config, reconcile_interval_s), 0, 86400},
+    {"reap_grace_s", KEY_INT, offsetof(struct config, reap_grace_s), 0, 31536000},
 };
 
 void config_defaults(struct config *config)
@@ -57,6 +59,8 @@ void config_defaults(struct config *config)
         .vmm_log_kb = 256,
         .max_image_gb = 16384,
         .shutdown_grace_s = 5,
+        .reconcile_interval_s = 30,
+        .reap_grace_s = 60,
     };
 }
 

@@ -28,6 +28,7 @@ struct config {
     int64_t console_log_kb, vmm_log_kb;
     int64_t max_image_gb;
     int64_t shutdown_grace_s;
+    int64_t reconcile_interval_s, reap_grace_s;
 };
 
 void config_defaults(struct config *config);

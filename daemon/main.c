@@ -446,6 +446,8 @@ static int build(struct daemon *d, struct error *err)
     cc.events_keep = d->config.events_keep;
     cc.max_vms = (unsigned)d->config.max_vms;
     cc.max_operations = (unsigned)d->config.max_operations;
+    cc.reconcile_interval_s = d->config.reconcile_interval_s;
+    cc.reap_grace_s = d->config.reap_grace_s;
     d->core = core_new(d->loop, d->store, d->backends, &cc, err);
     if (d->core == NULL)
         return -1;

@@ -21,6 +21,8 @@ void core_config_defaults(struct core_config *config)
         .tombstones_keep_s = 7 * 86400,
         .max_vms = 20000,
         .max_operations = 10000,
+        .reconcile_interval_s = 30,
+        .reap_grace_s = 60,
     };
 }
 
@@ -67,7 +69,7 @@ struct core *core_new(struct loop *loop, struct store *store, struct backend *co
         core->owed_timer = timer_new(loop, owed_due, core);
     }
     if (core == NULL || core->backend_names == NULL || core->lazy_timer == NULL || core->prune_timer == NULL ||
-        core->policy_timer == NULL || core->owed_timer == NULL) {
+        core->policy_timer == NULL || core->owed_timer == NULL || leaks_new(core) < 0) {
         core_free(core);
         error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
         return NULL;
@@ -84,6 +86,7 @@ void core_free(struct core *core)
     if (core == NULL)
         return;
     loop_revoke(core->loop, &core->idle_task);
+    leaks_free(core);
     vm_ops_park(core);
     vm_ops_drop(core);
     recoveries_drop(core);

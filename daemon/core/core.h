@@ -31,7 +31,9 @@ struct core_config {
     int64_t operations_keep_s;     /* finished operations and idempotency keys */
     int64_t tombstones_keep_s;     /* ids of destroyed VMs */
     unsigned max_vms;
-    unsigned max_operations; /* under way at once */
+    unsigned max_operations;      /* under way at once */
+    int64_t reconcile_interval_s; /* between looks at the host; 0: only when asked */
+    int64_t reap_grace_s;         /* how old a leftover is before it may be removed unasked */
 };
 void core_config_defaults(struct core_config *config);
 
@@ -190,6 +192,26 @@ struct explain;
 int core_vm_explain(struct live_vm *vm, void (*done)(void *arg, char *json, struct error *err), void *arg,
                     struct explain **ret, struct error *err);
 void core_explain_cancel(struct explain *e); /* not after done */
+
+/* --- what nobody owns on this host --- */
+
+struct leaks_wait;
+/* Calls done once, on a later turn, when the list is of now (a second old at most), or could not be made; unless
+ * core_leaks_cancel comes first. */
+struct leaks_wait *core_leaks_read(struct core *core, void (*done)(void *arg, struct error *err), void *arg,
+                                   struct error *err);
+void core_leaks_cancel(struct leaks_wait *w); /* not after done */
+/* The answer of GET /v1/host/leaks, by the last survey; NULL: memory is short. */
+json_t *core_leaks_json(struct core *core);
+/* How many there are of each kind. */
+void core_leaks_count(const struct core *core, void (*fn)(void *arg, const char *kind, unsigned n), void *arg);
+/* Removes those older than `older_than_s` (-1: the grace time) that cannot be adopted.  done comes once, on a later turn, with the
+ * answer, which is the receiver's, or an error; from core_free at the latest. */
+int core_leaks_reap(struct core *core, bool dry_run, int64_t older_than_s,
+                    void (*done)(void *arg, json_t *answer, struct error *err), void *arg, struct error *err);
+/* Takes VMs back, each by its id; done as above, when what was adopted is durable. */
+int core_adopt(struct core *core, const char *request_id, const char *const *ids, size_t n,
+               void (*done)(void *arg, json_t *answer, struct error *err), void *arg, struct error *err);
 
 struct loop *core_loop(struct core *core);
 bool core_stopping(const struct core *core);

@@ -199,6 +199,7 @@ static void recovery_free(struct recovery *r)
     mem_free(r);
     if (--core->recovering == 0 && core->recovered != NULL) {
         policy_begin(core);
+        leaks_begin(core);
         core->recovered(core->recovered_arg);
     }
 }
@@ -490,6 +491,7 @@ int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct e
     }
     if (--core->recovering == 0) {
         policy_begin(core);
+        leaks_begin(core);
         done(arg);
     }
     return 0;

@@ -196,6 +196,17 @@ static void put_vms(struct buf *b, struct core *core)
     number(b, "vmmd_events_newest", "gauge", "Id of the newest event.", (double)core_event_newest(core));
 }
 
+static void put_leak(void *arg, const char *kind, unsigned n)
+{
+    buf_printf(arg, "vmmd_leaks{kind=\"%s\"} %u\n", kind, n);
+}
+
+static void put_leaks(struct buf *b, struct core *core)
+{
+    metric(b, "vmmd_leaks", "gauge", "What the last look at the host found that nobody owns.");
+    core_leaks_count(core, put_leak, b);
+}
+
 static void put_http(struct buf *b, const struct rest *rest)
 {
     struct http_stats st = {0};
@@ -237,6 +248,7 @@ void rest_metrics(struct http_request *req, void *arg)
     metric(&b, "vmmd_info", "gauge", "The version that runs.");
     buf_str(&b, "vmmd_info{version=\"" VMMD_VERSION "\"} 1\n");
     put_vms(&b, rest->core);
+    put_leaks(&b, rest->core);
     put_http(&b, rest);
     put_store(&b, rest->core);
     number(&b, "vmmd_loop_lag_max_seconds", "gauge",
