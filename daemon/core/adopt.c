@@ -33,21 +33,27 @@ struct adopting {
     char **ids;
     size_t n;
     struct leaks_wait *wait;
-    json_t *items; /* one for each id; null: not settled yet */
+    char **items; /* one for each id, as text; NULL: not settled yet */
     size_t pending;
+    size_t at; /* the next to begin */
+    struct loop_task task;
     struct adoption *one; /* one for each id */
-    void (*done)(void *arg, json_t *answer, struct error *err);
+    void (*done)(void *arg, char *answer, struct error *err);
     void *arg;
 };
+
+enum { AT_ONCE = 16 }; /* begun in one turn of the loop */
 
 static void adopting_free(struct adopting *a)
 {
     for (size_t i = 0; a->ids != NULL && i < a->n; i++)
         mem_free(a->ids[i]);
+    for (size_t i = 0; a->items != NULL && i < a->n; i++)
+        mem_free(a->items[i]);
     mem_free(a->ids);
     mem_free(a->one);
     mem_free(a->request_id);
-    json_decref(a->items);
+    mem_free(a->items);
     mem_free(a);
 }
 
@@ -64,6 +70,7 @@ void adoptings_drop(struct core *core, struct error *why)
 {
     for (struct adopting *a; (a = core->leaks->adoptings) != NULL;) {
         adopting_unlink(a);
+        loop_revoke(core->loop, &a->task);
         for (size_t i = 0; i < a->n; i++)
             if (a->one[i].vm != NULL) {
                 live_vm_detach(a->one[i].vm); /* silences its call */
@@ -78,17 +85,40 @@ void adoptings_drop(struct core *core, struct error *why)
 
 static void settle(struct adopting *a, size_t index, bool adopted, const struct live_vm *vm, const struct error *err)
 {
-    CLEANUP_BUF struct buf text = BUF_INIT(65536);
-    json_t *problem = NULL, *doc = NULL;
+    CLEANUP_BUF struct buf out = BUF_INIT(8 << 20);
+    size_t len = 0;
 
-    if (err != NULL && error_is_set(err) && error_problem(err, "/v1/host/adopt", a->request_id, &text) == 0)
-        problem = json_loadb(text.data, text.len, 0, NULL);
-    if (vm != NULL && vm->doc != NULL)
-        doc = json_loadb(vm->doc, vm->doc_len, 0, NULL);
-    json_array_set_new(a->items, index,
-                       json_pack("{s:s,s:b,s:o,s:o}", "id", a->ids[index], "adopted", adopted, "vm",
-                                 doc != NULL ? doc : json_null(), "error", problem != NULL ? problem : json_null()));
+    buf_str(&out, "{\"id\":");
+    buf_json_str(&out, a->ids[index]);
+    buf_printf(&out, ",\"adopted\":%s,\"vm\":", adopted ? "true" : "false");
+    const char *doc = vm != NULL ? core_vm_doc(vm, &len) : NULL;
+    if (doc != NULL)
+        buf_append(&out, doc, len);
+    else
+        buf_str(&out, "null");
+    buf_str(&out, ",\"error\":");
+    if (err != NULL && error_is_set(err))
+        error_problem(err, "/v1/host/adopt", a->request_id, &out);
+    else
+        buf_str(&out, "null");
+    buf_char(&out, '}');
+    a->items[index] = buf_take(&out, NULL);
     a->pending--;
+}
+
+static char *render(const struct adopting *a)
+{
+    CLEANUP_BUF struct buf out = BUF_INIT(256 << 20);
+
+    buf_str(&out, "{\"items\":[");
+    for (size_t i = 0; i < a->n; i++) {
+        if (a->items[i] == NULL)
+            return NULL;
+        buf_str(&out, i > 0 ? "," : "");
+        buf_str(&out, a->items[i]);
+    }
+    buf_str(&out, "]}");
+    return buf_take(&out, NULL);
 }
 
 static void end_if_settled(struct adopting *a)
@@ -99,7 +129,7 @@ static void end_if_settled(struct adopting *a)
     if (a->pending > 0)
         return;
     adopting_unlink(a);
-    json_t *answer = json_pack("{s:O}", "items", a->items);
+    char *answer = render(a);
     if (answer == NULL)
         error_set(&err, ERR_DAEMON_OVERLOADED, "out of memory");
     a->done(a->arg, answer, &err);
@@ -262,7 +292,7 @@ static struct live_vm *bring_back(struct core *core, const struct remains *r, st
     if (check_new(core, vm, err) < 0)
         return NULL;
     vm->backend = be->name;
-    vm->state = vm->state == VM_PREPARING || vm->state == VM_PREPARED ? VM_PREPARED : VM_STOPPED;
+    vm->state = VM_STOPPED; /* whether it ever ran, its manifest does not tell for sure */
     struct live_vm *live = registry_add(core, vm, be, err);
     if (live == NULL)
         return NULL;
@@ -335,6 +365,30 @@ static int begin(struct adopting *a, size_t index, struct live_vm **ret, struct 
     return 1;
 }
 
+/* A few at a time: a thousand would hold up everybody else. */
+static void begin_some(struct loop_task *task)
+{
+    struct adopting *a = CONTAINER_OF(task, struct adopting, task);
+
+    for (size_t i = 0; i < AT_ONCE && a->at < a->n; i++) {
+        CLEANUP_ERROR struct error err = ERROR_INIT;
+        struct live_vm *vm = NULL;
+        size_t index = a->at++;
+
+        if (begin(a, index, &vm, &err) <= 0)
+            settle(a, index, false, vm, &err);
+    }
+    if (a->at < a->n) {
+        loop_defer(a->core->loop, &a->task);
+        return;
+    }
+    a->core->leaks->pinned--;
+    a->core->leaks->begun = 0;
+    loop_defer(a->core->loop, &a->core->leaks->task); /* others may wait for a survey */
+    a->pending--;
+    end_if_settled(a);
+}
+
 static void adopt_fresh(void *arg, struct error *err)
 {
     struct adopting *a = arg;
@@ -347,21 +401,13 @@ static void adopt_fresh(void *arg, struct error *err)
         adopting_free(a);
         return;
     }
-    a->core->leaks->begun = 0; /* what is adopted now is none of the list's any more */
     a->pending = a->n + 1;
-    for (size_t i = 0; i < a->n; i++) {
-        CLEANUP_ERROR struct error own = ERROR_INIT;
-        struct live_vm *vm = NULL;
-
-        if (begin(a, i, &vm, &own) <= 0)
-            settle(a, i, false, vm, &own);
-    }
-    a->pending--;
-    end_if_settled(a);
+    a->core->leaks->pinned++; /* what is adopted is looked up in the list of this survey */
+    begin_some(&a->task);
 }
 
 int core_adopt(struct core *core, const char *request_id, const char *const *ids, size_t n,
-               void (*done)(void *arg, json_t *answer, struct error *err), void *arg, struct error *err)
+               void (*done)(void *arg, char *answer, struct error *err), void *arg, struct error *err)
 {
     struct adopting *a = core->stopping ? NULL : mem_zalloc(sizeof(*a));
     bool ok = a != NULL;
@@ -369,7 +415,8 @@ int core_adopt(struct core *core, const char *request_id, const char *const *ids
     if (core->stopping)
         return error_set(err, ERR_DAEMON_SHUTTING_DOWN, "vmmd is stopping and takes no changes");
     if (ok) {
-        *a = (struct adopting){.core = core, .n = n, .done = done, .arg = arg, .items = json_array()};
+        *a = (struct adopting){.core = core, .n = n, .done = done, .arg = arg, .task.run = begin_some};
+        a->items = mem_zalloc((n + 1) * sizeof(char *));
         a->ids = mem_zalloc((n + 1) * sizeof(char *));
         a->one = mem_zalloc((n + 1) * sizeof(*a->one));
         a->request_id = mem_strdup(request_id != NULL ? request_id : "");
@@ -377,7 +424,7 @@ int core_adopt(struct core *core, const char *request_id, const char *const *ids
     }
     for (size_t i = 0; ok && i < n; i++) {
         a->ids[i] = mem_strdup(ids[i]);
-        ok = a->ids[i] != NULL && json_array_append_new(a->items, json_null()) == 0;
+        ok = a->ids[i] != NULL;
     }
     if (ok)
         a->wait = leaks_fresh(core, 0, adopt_fresh, a, err);

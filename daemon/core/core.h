@@ -201,17 +201,17 @@ struct leaks_wait;
 struct leaks_wait *core_leaks_read(struct core *core, void (*done)(void *arg, struct error *err), void *arg,
                                    struct error *err);
 void core_leaks_cancel(struct leaks_wait *w); /* not after done */
-/* The answer of GET /v1/host/leaks, by the last survey; NULL: memory is short. */
-json_t *core_leaks_json(struct core *core);
+/* Appends the answer of GET /v1/host/leaks, by the last survey. */
+void core_leaks_put(struct core *core, struct buf *out);
 /* How many there are of each kind. */
 void core_leaks_count(const struct core *core, void (*fn)(void *arg, const char *kind, unsigned n), void *arg);
 /* Removes those older than `older_than_s` (-1: the grace time) that cannot be adopted.  done comes once, on a later turn, with the
- * answer, which is the receiver's, or an error; from core_free at the latest. */
+ * answer's text, which is the receiver's to mem_free, or an error; from core_free at the latest. */
 int core_leaks_reap(struct core *core, bool dry_run, int64_t older_than_s,
-                    void (*done)(void *arg, json_t *answer, struct error *err), void *arg, struct error *err);
+                    void (*done)(void *arg, char *answer, struct error *err), void *arg, struct error *err);
 /* Takes VMs back, each by its id; done as above, when what was adopted is durable. */
 int core_adopt(struct core *core, const char *request_id, const char *const *ids, size_t n,
-               void (*done)(void *arg, json_t *answer, struct error *err), void *arg, struct error *err);
+               void (*done)(void *arg, char *answer, struct error *err), void *arg, struct error *err);
 
 struct loop *core_loop(struct core *core);
 bool core_stopping(const struct core *core);

@@ -186,7 +186,7 @@ static void serve_waits(struct core *core, int64_t begun, struct error *err)
 {
     struct leaks *leaks = core->leaks;
 
-    for (bool served = true; served && leaks->acting == NULL;) {
+    for (bool served = true; served && leaks->acting == NULL && leaks->pinned == 0;) {
         struct leaks_wait **p = &leaks->waits, *w;
 
         served = false;
@@ -203,7 +203,7 @@ static void serve_waits(struct core *core, int64_t begun, struct error *err)
         if (leaks->begun == 0 && !error_is_set(err)) /* what was done made the list out of date */
             break;
     }
-    if (leaks->waits != NULL && leaks->acting == NULL)
+    if (leaks->waits != NULL)
         survey_begin(core);
 }
 
@@ -343,7 +343,7 @@ static void survey_begin(struct core *core)
     struct leaks *leaks = core->leaks;
     CLEANUP_ERROR struct error err = ERROR_INIT;
 
-    if (leaks->survey != NULL || leaks->acting != NULL)
+    if (leaks->survey != NULL || leaks->acting != NULL || leaks->pinned > 0)
         return;
     leaks->survey = survey_new(core);
     if (leaks->survey != NULL) {
@@ -361,7 +361,7 @@ static void task_run(struct loop_task *task)
     struct leaks *leaks = CONTAINER_OF(task, struct leaks, task);
     CLEANUP_ERROR struct error none = ERROR_INIT;
 
-    if (leaks->waits == NULL || leaks->acting != NULL)
+    if (leaks->waits == NULL || leaks->acting != NULL || leaks->pinned > 0)
         return;
     struct core *core = leaks->waits->core;
     if (leaks->begun > 0)
@@ -406,39 +406,64 @@ void leaks_changed(struct core *core)
 
 /* --- reading --- */
 
-static json_t *owner_json(const struct leak *leak)
+static void put_owner(struct buf *out, const struct leak *leak)
 {
     char id[UUID_TEXT_MAX];
 
-    if (!leak->has_owner)
-        return json_null();
-    return json_pack("{s:s,s:o}", "vm_id", uuid_text(&leak->vm_id, id), "vm_name",
-                     leak->vm_name[0] != '\0' ? json_string(leak->vm_name) : json_null());
+    if (!leak->has_owner) {
+        buf_str(out, "null");
+        return;
+    }
+    buf_printf(out, "{\"vm_id\":\"%s\",\"vm_name\":", uuid_text(&leak->vm_id, id));
+    if (leak->vm_name[0] != '\0')
+        buf_json_str(out, leak->vm_name);
+    else
+        buf_str(out, "null");
+    buf_char(out, '}');
 }
 
-json_t *leak_json(const struct leak *leak)
+static void put_number(struct buf *out, const char *name, bool known, int64_t number)
+{
+    if (known)
+        buf_printf(out, ",\"%s\":%lld", name, (long long)number);
+    else
+        buf_printf(out, ",\"%s\":null", name);
+}
+
+void leak_put(struct buf *out, const struct leak *leak)
 {
     char since[CLOCK_TEXT_MAX];
     int64_t age = (clock_wall_ms() - leak->since) / 1000;
 
-    return json_pack(
-        "{s:s,s:s,s:s,s:o,s:o,s:I,s:s,s:o,s:b,s:s}", "id", leak->id, "kind", kind_texts[leak->kind], "what", leak->what,
-        "pid", leak->pid > 0 ? json_integer(leak->pid) : json_null(), "owner", owner_json(leak), "age_s",
-        (json_int_t)(age > 0 ? age : 0), "since", clock_text(leak->since, since), "size_bytes",
-        leak->size >= 0 ? json_integer(leak->size) : json_null(), "adoptable", leak->adoptable, "reason", leak->reason);
+    buf_printf(out, "\"id\":\"%s\",\"kind\":\"%s\",\"what\":", leak->id, kind_texts[leak->kind]);
+    buf_json_str(out, leak->what);
+    put_number(out, "pid", leak->pid > 0, leak->pid);
+    buf_str(out, ",\"owner\":");
+    put_owner(out, leak);
+    put_number(out, "age_s", true, age > 0 ? age : 0);
+    buf_printf(out, ",\"since\":\"%s\"", clock_text(leak->since, since));
+    put_number(out, "size_bytes", leak->size >= 0, leak->size);
+    buf_printf(out, ",\"adoptable\":%s,\"reason\":", leak->adoptable ? "true" : "false");
+    buf_json_str(out, leak->reason);
 }
 
-json_t *core_leaks_json(struct core *core)
+void core_leaks_put(struct core *core, struct buf *out)
 {
     const struct leaks *leaks = core->leaks;
     char at[CLOCK_TEXT_MAX];
-    json_t *items = json_array();
+    bool first = true;
 
-    for (size_t i = 0; i < leaks->list.n; i++)
-        if (!leaks->list.items[i]->hidden)
-            json_array_append_new(items, leak_json(leaks->list.items[i]));
-    return json_pack("{s:o,s:s,s:I}", "items", items, "surveyed_at", clock_text(leaks->surveyed_at, at), "grace_s",
-                     (json_int_t)core->config.reap_grace_s);
+    buf_str(out, "{\"items\":[");
+    for (size_t i = 0; i < leaks->list.n; i++) {
+        if (leaks->list.items[i]->hidden)
+            continue;
+        buf_str(out, first ? "{" : ",{");
+        leak_put(out, leaks->list.items[i]);
+        buf_char(out, '}');
+        first = false;
+    }
+    buf_printf(out, "],\"surveyed_at\":\"%s\",\"grace_s\":%lld}", clock_text(leaks->surveyed_at, at),
+               (long long)core->config.reap_grace_s);
 }
 
 /* One of now; but where a survey takes long, one that is a moment old, so that readers cannot keep the pool busy. */

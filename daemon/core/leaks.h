@@ -87,6 +87,7 @@ struct leaks {
     struct leaks_wait *waits;
     struct loop_task task; /* tells those whose survey is there already */
     struct reap *acting;   /* what it removes stands in no list: no survey meanwhile */
+    unsigned pinned;       /* somebody walks the list over several turns: nor then */
     struct adopting *adoptings;
 };
 
@@ -97,7 +98,8 @@ struct leaks_wait *leaks_fresh(struct core *core, int64_t need, void (*done)(voi
 void leaks_unwait(struct leaks_wait *w); /* not after done */
 /* The list is out of date; a new survey is made. */
 void leaks_changed(struct core *core);
-json_t *leak_json(const struct leak *leak);
+/* Its members, without the braces: written by hand, for there may be many thousands. */
+void leak_put(struct buf *out, const struct leak *leak);
 void leak_list_done(struct leak_list *list);
 /* Whether an operation, a recovery or an adoption has the VM. */
 bool leaks_vm_busy(const struct live_vm *vm);

@@ -15,20 +15,27 @@
 #include "base/mem.h"
 #include "base/problem.h"
 
+/* One leftover of the answer. */
+struct reap_item {
+    char *text; /* its members */
+    enum leak_kind kind;
+    const char *result;
+    char *detail;
+    char *problem;               /* a document, or NULL */
+    struct backend_trace *trace; /* of one that is chosen; a port has none */
+    bool chosen;
+    struct uuid vm_id;
+};
+
 struct reap {
     struct core *core; /* NULL: freed meanwhile */
     struct leaks_wait *wait;
     bool dry_run;
     int64_t older_than_s;
-    void (*done)(void *arg, json_t *answer, struct error *err);
+    void (*done)(void *arg, char *answer, struct error *err);
     void *arg;
-    json_t *items;
-    struct chosen {
-        struct backend_trace *trace; /* NULL: a port */
-        struct uuid vm_id;
-        json_t *item; /* of items */
-    } * chosen;
-    size_t n_chosen;
+    struct reap_item *items;
+    size_t n, n_chosen;
     size_t next_backend;
     struct backend_trace *acting; /* brought back */
     unsigned n_reaped;
@@ -37,9 +44,13 @@ struct reap {
 
 static void reap_free(struct reap *r)
 {
-    json_decref(r->items);
+    for (size_t i = 0; i < r->n; i++) {
+        mem_free(r->items[i].text);
+        mem_free(r->items[i].detail);
+        mem_free(r->items[i].problem);
+    }
     backend_trace_free(r->acting);
-    mem_free(r->chosen);
+    mem_free(r->items);
     mem_free(r);
 }
 
@@ -56,32 +67,46 @@ void reap_drop(struct core *core, struct error *why)
         reap_free(r); /* which is closed, and tells nothing any more */
 }
 
-static json_t *problem_json(const struct error *err)
+static void set_result(struct reap_item *item, const char *result, const char *detail)
+{
+    item->result = result;
+    mem_free(item->detail);
+    item->detail = mem_strdup(detail);
+}
+
+static void set_problem(struct reap_item *item, const struct error *err)
 {
     CLEANUP_BUF struct buf text = BUF_INIT(65536);
 
-    if (error_problem(err, "/v1/host/leaks/reap", "", &text) < 0)
-        return json_null();
-    json_t *doc = json_loadb(text.data, text.len, 0, NULL);
-    return doc != NULL ? doc : json_null();
+    if (error_problem(err, "/v1/host/leaks/reap", "", &text) == 0)
+        item->problem = buf_take(&text, NULL);
 }
 
-static void set_result(json_t *item, const char *result, const char *detail, json_t *problem)
+static char *render(const struct reap *r)
 {
-    json_object_set_new(item, "result", json_string(result));
-    json_object_set_new(item, "detail", json_string(detail));
-    json_object_set_new(item, "error", problem != NULL ? problem : json_null());
+    CLEANUP_BUF struct buf out = BUF_INIT(64 << 20);
+
+    buf_printf(&out, "{\"dry_run\":%s,\"items\":[", r->dry_run ? "true" : "false");
+    for (size_t i = 0; i < r->n; i++) {
+        const struct reap_item *item = &r->items[i];
+        buf_printf(&out, "%s{", i > 0 ? "," : "");
+        buf_str(&out, item->text);
+        buf_printf(&out, ",\"result\":\"%s\",\"detail\":", item->result);
+        buf_json_str(&out, item->detail != NULL ? item->detail : "");
+        buf_str(&out, ",\"error\":");
+        buf_str(&out, item->problem != NULL ? item->problem : "null");
+        buf_char(&out, '}');
+    }
+    buf_printf(&out, "],\"reaped\":%u}", r->n_reaped);
+    return buf_take(&out, NULL);
 }
 
 static void reap_end(struct reap *r, struct error *err)
 {
-    json_t *answer = NULL;
+    char *answer = error_is_set(err) ? NULL : render(r);
 
-    if (!error_is_set(err)) {
-        answer = json_pack("{s:b,s:O,s:i}", "dry_run", r->dry_run, "items", r->items, "reaped", (int)r->n_reaped);
-        if (answer == NULL)
-            error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
-    }
+    if (answer == NULL)
+        error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
     r->done(r->arg, answer, err);
     reap_free(r);
 }
@@ -98,19 +123,20 @@ static void reap_over(struct reap *r)
     leaks_changed(core);
 }
 
-static void take_result(struct reap *r, const struct chosen *c, bool removed, struct error *err)
+static void take_result(struct reap *r, struct reap_item *item, bool removed, struct error *err)
 {
-    const char *what = json_string_value(json_object_get(c->item, "what"));
+    const char *what = item->trace != NULL ? item->trace->what : "port";
 
     if (removed) {
-        LOG_INFO("leftover removed", "what", what, "kind", json_string_value(json_object_get(c->item, "kind")));
-        set_result(c->item, "reaped", "removed", NULL);
+        LOG_INFO("leftover removed", "what", what);
+        set_result(item, "reaped", "removed");
         r->n_reaped++;
     } else if (err->code == ERR_VM_INVALID_STATE) { /* a process has it */
-        set_result(c->item, "kept", err->message, NULL);
+        set_result(item, "kept", err->message);
     } else {
         LOG_WARN("leftover not removed", "what", what, "error", err->message);
-        set_result(c->item, "failed", err->message, problem_json(err));
+        set_result(item, "failed", err->message);
+        set_problem(item, err);
     }
 }
 
@@ -118,24 +144,20 @@ static void ports_dropped(void *arg, struct error *err)
 {
     struct reap *r = arg;
 
-    for (size_t i = 0; i < r->n_chosen; i++)
-        if (r->chosen[i].trace == NULL)
-            take_result(r, &r->chosen[i], !error_is_set(err), err);
+    for (size_t i = 0; i < r->n; i++)
+        if (r->items[i].chosen && r->items[i].kind == LEAK_PORT)
+            take_result(r, &r->items[i], !error_is_set(err), err);
     reap_over(r);
 }
 
 static void drop_ports(struct reap *r)
 {
-    struct store_tx *tx = NULL;
+    struct store_tx *tx = store_tx_new(r->core->store);
     char id[UUID_TEXT_MAX];
 
-    for (size_t i = 0; i < r->n_chosen; i++) {
-        if (r->chosen[i].trace != NULL)
-            continue;
-        if (tx == NULL && (tx = store_tx_new(r->core->store)) == NULL)
-            break;
-        store_drop_ports(tx, uuid_text(&r->chosen[i].vm_id, id));
-    }
+    for (size_t i = 0; i < r->n; i++)
+        if (r->items[i].chosen && r->items[i].kind == LEAK_PORT)
+            store_drop_ports(tx, uuid_text(&r->items[i].vm_id, id));
     if (tx != NULL) {
         store_tx_use_reserve(tx);
         r->at_store = true;
@@ -152,38 +174,42 @@ static void act_next(struct reap *r);
 static void backend_reaped(void *arg, struct backend_trace *list, struct error *err)
 {
     struct reap *r = arg;
+    const struct backend *be = list != NULL ? list->be : NULL;
 
     (void)err;
-    for (struct backend_trace *t = list; t != NULL && r->core != NULL; t = t->next)
-        for (size_t i = 0; i < r->n_chosen; i++)
-            if (r->chosen[i].trace == t)
-                take_result(r, &r->chosen[i], t->removed, &t->failure);
-    while (list != NULL) { /* kept to the end: that a trace is there tells it from a port */
+    while (list != NULL) { /* kept to the end, for the items point at them */
         struct backend_trace *next = list->next;
         list->next = r->acting;
         r->acting = list;
         list = next;
     }
-    if (r->core == NULL)
+    if (r->core == NULL) {
         reap_free(r);
-    else
-        act_next(r);
+        return;
+    }
+    for (size_t i = 0; i < r->n; i++) {
+        struct backend_trace *t = r->items[i].trace;
+        if (t != NULL && t->be == be)
+            take_result(r, &r->items[i], t->removed, &t->failure);
+    }
+    act_next(r);
 }
 
-/* Those of one backend, out of the list's traces. */
+/* Those of one backend that are chosen, out of the list's traces; `removed` marks them meanwhile. */
 static struct backend_trace *take_traces(struct reap *r, const struct backend *be)
 {
     struct backend_trace *mine = NULL;
 
-    for (size_t i = 0; i < r->n_chosen; i++) {
-        struct backend_trace *t = r->chosen[i].trace, **p = &r->core->leaks->traces;
-        if (t == NULL || t->be != be)
+    for (size_t i = 0; i < r->n; i++)
+        if (r->items[i].trace != NULL)
+            r->items[i].trace->removed = r->items[i].trace->be == be;
+    for (struct backend_trace **p = &r->core->leaks->traces, *t; (t = *p) != NULL;) {
+        if (!t->removed) {
+            p = &t->next;
             continue;
-        while (*p != NULL && *p != t)
-            p = &(*p)->next;
-        if (*p == NULL)
-            continue;
+        }
         *p = t->next;
+        t->removed = false;
         t->next = mine;
         mine = t;
     }
@@ -208,8 +234,8 @@ static void act_next(struct reap *r)
         backend_reaped(r, list, &err);
         return;
     }
-    for (size_t i = 0; i < r->n_chosen; i++)
-        if (r->chosen[i].trace == NULL) {
+    for (size_t i = 0; i < r->n; i++)
+        if (r->items[i].chosen && r->items[i].kind == LEAK_PORT) {
             drop_ports(r);
             return;
         }
@@ -231,7 +257,7 @@ static bool process_stays(const struct leak_list *list, const struct leak *leak,
     return false;
 }
 
-static void judge(struct reap *r, const struct leak_list *list, const struct leak *leak, json_t *item)
+static void judge(struct reap *r, const struct leak_list *list, const struct leak *leak, struct reap_item *item)
 {
     int64_t before = clock_wall_ms() - r->older_than_s * 1000;
 
@@ -239,16 +265,43 @@ static void judge(struct reap *r, const struct leak_list *list, const struct lea
         CLEANUP_FREE char *detail = mem_printf("it can be taken back: `vmctl adopt %s`, then destroy it if it is not "
                                                "wanted",
                                                leak->vm_name);
-        set_result(item, "kept", detail != NULL ? detail : "", NULL);
+        set_result(item, "kept", detail != NULL ? detail : "");
     } else if (leak->since > before) {
-        set_result(item, "too_young", "it may still be somebody's", NULL);
+        set_result(item, "too_young", "it may still be somebody's");
     } else if (process_stays(list, leak, before)) {
-        set_result(item, "kept", "the process that has it is too young", NULL);
+        set_result(item, "kept", "the process that has it is too young");
     } else if (r->dry_run) {
-        set_result(item, "would_reap", "", NULL);
+        set_result(item, "would_reap", "");
     } else {
-        r->chosen[r->n_chosen++] = (struct chosen){leak->trace, leak->vm_id, item};
+        set_result(item, "failed", "");
+        item->chosen = true;
+        item->trace = leak->trace;
+        r->n_chosen++;
     }
+}
+
+static int choose(struct reap *r, const struct leak_list *list)
+{
+    r->items = mem_zalloc((list->n + 1) * sizeof(*r->items));
+    if (r->items == NULL)
+        return -1;
+    for (size_t i = 0; i < list->n; i++) {
+        CLEANUP_BUF struct buf text = BUF_INIT(65536);
+        const struct leak *leak = list->items[i];
+        struct reap_item *item = &r->items[r->n];
+
+        if (leak->hidden)
+            continue;
+        leak_put(&text, leak);
+        item->kind = leak->kind;
+        item->vm_id = leak->vm_id;
+        item->text = buf_take(&text, NULL);
+        if (item->text == NULL)
+            return -1;
+        r->n++;
+        judge(r, list, leak, item);
+    }
+    return 0;
 }
 
 static void reap_fresh(void *arg, struct error *err)
@@ -258,15 +311,8 @@ static void reap_fresh(void *arg, struct error *err)
     struct leak_list *list = &core->leaks->list;
 
     r->wait = NULL;
-    r->items = json_array();
-    r->chosen = mem_zalloc((list->n + 1) * sizeof(*r->chosen));
-    if (r->items == NULL || r->chosen == NULL)
+    if (!error_is_set(err) && choose(r, list) < 0)
         error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
-    for (size_t i = 0; i < list->n && !error_is_set(err); i++) {
-        json_t *item = list->items[i]->hidden ? NULL : leak_json(list->items[i]);
-        if (item != NULL && json_array_append_new(r->items, item) == 0)
-            judge(r, list, list->items[i], item);
-    }
     if (error_is_set(err) || r->n_chosen == 0) {
         reap_end(r, err);
         return;
@@ -278,7 +324,7 @@ static void reap_fresh(void *arg, struct error *err)
 }
 
 int core_leaks_reap(struct core *core, bool dry_run, int64_t older_than_s,
-                    void (*done)(void *arg, json_t *answer, struct error *err), void *arg, struct error *err)
+                    void (*done)(void *arg, char *answer, struct error *err), void *arg, struct error *err)
 {
     struct reap *r = mem_zalloc(sizeof(*r));
 

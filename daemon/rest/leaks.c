@@ -1,9 +1,9 @@
 /* leaks.c - what nobody owns on this host: GET /v1/host/leaks, POST /v1/host/leaks/reap, POST /v1/host/adopt.
  *
  * All three wait for a look at the host on the pool.  A client that leaves stops no removal and no adoption. */
+#include "base/buf.h"
 #include "base/mem.h"
 #include "model/fields.h"
-#include "model/json_text.h"
 #include "rest/rest.h"
 
 enum { ADOPT_MAX = 1000, OLDER_MAX_S = 31536000 };
@@ -14,17 +14,14 @@ struct asking {
     struct leaks_wait *wait;  /* of a GET */
 };
 
-static void reply_document(struct http_request *req, json_t *doc, struct error *err)
+static void reply_text(struct http_request *req, const char *text, struct error *err)
 {
-    char *text = error_is_set(err) ? NULL : json_text(doc, 0, NULL);
-
-    if (text != NULL) {
+    if (text != NULL && !error_is_set(err)) {
         http_reply_json(req, 200, text);
-    } else {
-        error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
-        http_reply_error(req, err);
+        return;
     }
-    mem_free(text);
+    error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+    http_reply_error(req, err);
 }
 
 static struct asking *asking_new(struct rest *rest, struct http_request *req, struct error *err)
@@ -54,11 +51,11 @@ static void reader_left(void *arg, struct http_request *req)
 static void leaks_read(void *arg, struct error *err)
 {
     struct asking *a = arg;
-    CLEANUP_ERROR struct error own = ERROR_INIT;
+    CLEANUP_BUF struct buf out = BUF_INIT(64 << 20);
 
     http_on_gone(a->req, NULL, NULL);
-    error_copy(&own, err); /* it is for others as well */
-    reply_document(a->req, error_is_set(&own) ? NULL : core_leaks_json(a->rest->core), &own);
+    core_leaks_put(a->rest->core, &out);
+    reply_text(a->req, out.failed ? NULL : out.data, err);
     mem_free(a);
 }
 
@@ -88,18 +85,15 @@ static void client_left(void *arg, struct http_request *req)
     a->req = NULL;
 }
 
-static void answered(void *arg, json_t *answer, struct error *err)
+static void answered(void *arg, char *answer, struct error *err)
 {
     struct asking *a = arg;
 
     if (a->req != NULL) {
-        CLEANUP_ERROR struct error own = ERROR_INIT;
         http_on_gone(a->req, NULL, NULL);
-        error_copy(&own, err);
-        reply_document(a->req, answer, &own);
-    } else {
-        json_decref(answer);
+        reply_text(a->req, answer, err);
     }
+    mem_free(answer);
     mem_free(a);
 }
 

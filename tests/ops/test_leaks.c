@@ -158,13 +158,15 @@ static void on_read(void *arg, struct error *err)
     r->code = err->code;
 }
 
-static void on_answer(void *arg, json_t *answer, struct error *err)
+static void on_answer(void *arg, char *answer, struct error *err)
 {
     struct reading *r = arg;
 
     r->over = true;
     r->code = err->code;
-    r->answer = answer;
+    r->answer = answer != NULL ? json_loads(answer, 0, NULL) : NULL;
+    assert_true(answer == NULL || r->answer != NULL);
+    mem_free(answer);
 }
 
 /* A look at the host that begins now: "KIND WHAT OWNER a|-" of each, by spaces; valid until the next. */
@@ -180,7 +182,10 @@ static const char *look(struct core_bed *b)
     assert_true(core_bed_until(b, &r.over));
     assert_int_equal(r.code, ERR_NONE);
     out[0] = '\0';
-    json_t *doc = core_leaks_json(b->core);
+    CLEANUP_BUF struct buf text = BUF_INIT(1 << 20);
+    core_leaks_put(b->core, &text);
+    json_t *doc = json_loadb(text.data, text.len, 0, NULL);
+    assert_non_null(doc);
     json_array_foreach(json_object_get(doc, "items"), i, item)
     {
         const char *owner = json_string_value(json_object_get(json_object_get(item, "owner"), "vm_name"));
