@@ -13,6 +13,7 @@ static const char *const word_lists[] = {
     [WORD_COMMAND] = NULL,
     [WORD_SHELL] = "bash zsh fish",
     [WORD_OPERATION] = "list show cancel $(vmctl ops -o name 2>/dev/null)",
+    [WORD_ADOPTABLE] = "$(vmctl adopt -o name 2>/dev/null)",
 };
 
 static void put_commands(const char *between)
@@ -149,6 +150,7 @@ static void put_zsh_words(const struct command *command)
         [WORD_COMMAND] = "_vmctl_commands",
         [WORD_SHELL] = "(bash zsh fish)",
         [WORD_OPERATION] = "(list show cancel)",
+        [WORD_ADOPTABLE] = "_vmctl_adoptable",
     };
 
     if (functions[command->word_kind] != NULL)
@@ -161,6 +163,7 @@ static int zsh(void)
              "# zsh completion for vmctl: vmctl completion zsh > a directory of $fpath, as _vmctl\n"
              "_vmctl_vms() { compadd -- ${(f)\"$(vmctl list -o name 2>/dev/null)\"} }\n"
              "_vmctl_codes() { compadd -- ${(f)\"$(vmctl errors -o name 2>/dev/null)\"} }\n"
+             "_vmctl_adoptable() { compadd -- ${(f)\"$(vmctl adopt -o name 2>/dev/null)\"} }\n"
              "_vmctl_commands() {\n    local -a names\n    names=(\n");
     for (const struct command *c = commands; c->name != NULL; c++) {
         out_printf("        '%s:", c->name);
@@ -221,6 +224,7 @@ static int fish(void)
         [WORD_COMMAND] = NULL,
         [WORD_SHELL] = "bash zsh fish",
         [WORD_OPERATION] = "list show cancel (vmctl ops -o name 2>/dev/null)",
+        [WORD_ADOPTABLE] = "(vmctl adopt -o name 2>/dev/null)",
     };
 
     out_puts("# fish completion for vmctl: vmctl completion fish > ~/.config/fish/completions/vmctl.fish\n"

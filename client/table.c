@@ -102,6 +102,18 @@ static const struct option_def ops_options[] = {
     {0},
 };
 
+static const struct option_def doctor_options[] = {
+    {"reap", 0, NULL, NULL, "remove what no VM owns and what is old enough"},
+    {"dry-run", 0, NULL, NULL, "show what --reap would do, and do nothing"},
+    {"older-than", 0, "SECONDS", NULL, "remove only what is so old (the daemon's grace time)"},
+    {0},
+};
+
+static const struct option_def adopt_options[] = {
+    {"all", 0, NULL, NULL, "adopt all that can be adopted"},
+    {0},
+};
+
 const struct command commands[] = {
     {"create", "[NAME]", "make a VM", WORD_NONE, 0, 1, create_options, cmd_create},
     {"start", "NAME…", "start VMs", WORD_VM, 1, WORDS_MAX, verb_options, cmd_start},
@@ -122,6 +134,9 @@ const struct command commands[] = {
     {"events", "", "show what happens, as it happens", WORD_NONE, 0, 0, events_options, cmd_events},
     {"ops", "[list | show ID | cancel ID]", "list, show or cancel operations", WORD_OPERATION, 0, 2, ops_options,
      cmd_ops},
+    {"doctor", "", "show what no VM owns on the host, and remove it", WORD_NONE, 0, 0, doctor_options, cmd_doctor},
+    {"adopt", "[NAME… | --all]", "take back VMs that the database does not know", WORD_ADOPTABLE, 0, WORDS_MAX,
+     adopt_options, cmd_adopt},
     {"host", "", "show what this host can do", WORD_NONE, 0, 0, NULL, cmd_host},
     {"errors", "[CODE]", "list the error codes, or explain one", WORD_CODE, 0, 1, NULL, cmd_errors},
     {"version", "", "show the versions of vmctl and of the daemon", WORD_NONE, 0, 0, NULL, cmd_version},

@@ -51,6 +51,8 @@ static const struct key {
     {"restart_window_s", KEY_INT, offsetof(struct config, restart_window_s), 1, 31536000},
     {"disk_reserve_mb", KEY_INT, offsetof(struct config, disk_reserve_mb), 0, 1048576},
     {"shutdown_grace_s", KEY_INT, offsetof(struct config, shutdown_grace_s), 0, 3600},
+    {"reconcile_interval_s", KEY_INT, offsetof(struct config, reconcile_interval_s), 0, 86400},
+    {"reap_grace_s", KEY_INT, offsetof(struct config, reap_grace_s), 0, 31536000},
 };
 
 void config_defaults(struct config *config)
@@ -76,6 +78,8 @@ void config_defaults(struct config *config)
         .restart_window_s = 600,
         .disk_reserve_mb = 64,
         .shutdown_grace_s = 5,
+        .reconcile_interval_s = 30,
+        .reap_grace_s = 60,
     };
 }
 

@@ -32,6 +32,7 @@ struct config {
     int64_t restart_delay_ms, restart_max, restart_window_s;
     int64_t disk_reserve_mb;
     int64_t shutdown_grace_s;
+    int64_t reconcile_interval_s, reap_grace_s;
 };
 
 void config_defaults(struct config *config);

@@ -58,6 +58,35 @@ struct backend_adoption {
 
 enum backend_log { BACKEND_LOG_CONSOLE, BACKEND_LOG_VMM };
 
+/* What the host holds of a backend's VMs, whoever knows of it.  In the order in which it may be removed. */
+enum backend_trace_kind {
+    BACKEND_TRACE_PROCESS,
+    BACKEND_TRACE_TAP,
+    BACKEND_TRACE_SOCKET,
+    BACKEND_TRACE_FILE,
+    BACKEND_TRACE_RUNTIME_DIR,
+    BACKEND_TRACE_DATA_DIR,
+};
+
+struct backend_trace {
+    struct backend_trace *next;
+    struct backend *be; /* whose survey brought it; set by the receiver */
+    enum backend_trace_kind kind;
+    char *what; /* a path, a device, "pid 4242" */
+    bool has_vm;
+    struct uuid vm_id;    /* whose it is by its name, its command line or its manifest */
+    struct proc_id proc;  /* of a process */
+    int64_t born;         /* wall ms: a process's start, a file's last change; 0: not known */
+    int64_t size;         /* bytes on disk; -1: not counted */
+    uint64_t dev, ino;    /* of what is on disk */
+    struct vm *manifest;  /* of a VM that nobody knows: what it was; NULL: there is none that can be used */
+    bool lacks_manifest;  /* the data directory of a known VM */
+    char note[160];       /* why the manifest is of no use; "" */
+    bool removed;         /* by reap */
+    struct error failure; /* why not */
+};
+void backend_trace_free(struct backend_trace *list); /* all of it */
+
 struct console_reader;
 
 struct backend {
@@ -128,6 +157,21 @@ struct backend {
     int (*log_path)(struct backend *be, const struct vm *vm, enum backend_log which, char *out);
     /* The live console of an attached VM, or NULL. */
     struct console *(*console)(struct backend_vm *bvm);
+
+    /* Writes the VM's manifest anew, a while after it changed; a failure is logged.  NULL: there are none. */
+    void (*manifest)(struct backend *be, const struct vm *vm);
+
+    /* Looks at the host, on the pool: every trace of VMs but those whose owner is plain (the data directory of a known VM that
+     * has its manifest).  `known` are the ids of the living, sorted, copied.  done comes exactly once, on a later turn; the list
+     * is the receiver's, NULL with err set when the host could not be looked at.  The backend may be freed before: done comes all
+     * the same.  NULL: it leaves no traces. */
+    int (*survey)(struct backend *be, const struct uuid *known, size_t n_known,
+                  void (*done)(void *arg, struct backend_trace *list, struct error *err), void *arg, struct error *err);
+    /* Removes the traces of the list, in the order of their kinds, on the pool; each is looked at again before, and one that is
+     * no longer what it was, or that a living process holds, stays.  The list is returned by done, with `removed` or `failure`
+     * set in each. */
+    int (*reap)(struct backend *be, struct backend_trace *list,
+                void (*done)(void *arg, struct backend_trace *list, struct error *err), void *arg, struct error *err);
 
     /* What GET /v1/host tells of this backend: a new object. */
     json_t *(*describe)(struct backend *be);

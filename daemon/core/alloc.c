@@ -176,6 +176,16 @@ static void port_drop(struct live_vm *vm, bool udp, uint16_t number)
     mem_free(p);
 }
 
+void alloc_renew(struct live_vm *vm)
+{
+    const struct port *ssh = port_find(vm->core, false, vm->vm.runtime.ssh_host_port);
+
+    if (ssh != NULL && ssh->vm != vm)
+        vm->vm.runtime.ssh_host_port = 0;
+    if (mac_taken(vm->core, vm->vm.runtime.mac_addr))
+        vm->vm.runtime.mac_addr[0] = '\0';
+}
+
 void alloc_release(struct live_vm *vm)
 {
     if (vm->mac_listed)

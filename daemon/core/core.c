@@ -27,6 +27,8 @@ void core_config_defaults(struct core_config *config)
         .restart_window_s = 600,
         .memory_reserve_mb = 64,
         .max_operations_per_vm = 8,
+        .reconcile_interval_s = 30,
+        .reap_grace_s = 60,
     };
 }
 
@@ -76,7 +78,7 @@ struct core *core_new(struct loop *loop, struct store *store, struct backend *co
         core->owed_timer = timer_new(loop, owed_due, core);
     }
     if (core == NULL || core->backend_names == NULL || core->lazy_timer == NULL || core->prune_timer == NULL ||
-        core->policy_timer == NULL || core->owed_timer == NULL || disk_begin(core) < 0) {
+        core->policy_timer == NULL || core->owed_timer == NULL || disk_begin(core) < 0 || leaks_new(core) < 0) {
         core_free(core);
         error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
         return NULL;
@@ -94,6 +96,7 @@ void core_free(struct core *core)
         return;
     loop_revoke(core->loop, &core->idle_task);
     boot_drop(core);
+    leaks_free(core);
     vm_ops_park(core);
     vm_ops_drop(core);
     disk_end(core);

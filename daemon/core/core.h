@@ -40,6 +40,8 @@ struct core_config {
     int64_t restart_window_s;       /* this time, then the VM is left as it is */
     int64_t memory_reserve_mb;      /* of the host, for no VM */
     const char *host_root;          /* where /proc and /sys are looked for; NULL: "" */
+    int64_t reconcile_interval_s;   /* between looks at the host; 0: only when asked */
+    int64_t reap_grace_s;           /* how old a leftover is before it may be removed unasked */
 };
 void core_config_defaults(struct core_config *config);
 
@@ -210,6 +212,26 @@ struct explain;
 int core_vm_explain(struct live_vm *vm, void (*done)(void *arg, char *json, struct error *err), void *arg,
                     struct explain **ret, struct error *err);
 void core_explain_cancel(struct explain *e); /* not after done */
+
+/* --- what nobody owns on this host --- */
+
+struct leaks_wait;
+/* Calls done once, on a later turn, when the list is of now (a second old at most), or could not be made; unless
+ * core_leaks_cancel comes first. */
+struct leaks_wait *core_leaks_read(struct core *core, void (*done)(void *arg, struct error *err), void *arg,
+                                   struct error *err);
+void core_leaks_cancel(struct leaks_wait *w); /* not after done */
+/* Appends the answer of GET /v1/host/leaks, by the last survey. */
+void core_leaks_put(struct core *core, struct buf *out);
+/* How many there are of each kind. */
+void core_leaks_count(const struct core *core, void (*fn)(void *arg, const char *kind, unsigned n), void *arg);
+/* Removes those older than `older_than_s` (-1: the grace time) that cannot be adopted.  done comes once, on a later turn, with the
+ * answer's text, which is the receiver's to mem_free, or an error; from core_free at the latest. */
+int core_leaks_reap(struct core *core, bool dry_run, int64_t older_than_s,
+                    void (*done)(void *arg, char *answer, struct error *err), void *arg, struct error *err);
+/* Takes VMs back, each by its id; done as above, when what was adopted is durable. */
+int core_adopt(struct core *core, const char *request_id, const char *const *ids, size_t n,
+               void (*done)(void *arg, char *answer, struct error *err), void *arg, struct error *err);
 
 struct loop *core_loop(struct core *core);
 bool core_stopping(const struct core *core);

@@ -47,6 +47,7 @@ struct core {
     struct boot *boot;  /* the row of autostart; NULL: done */
     struct owed *owed;  /* refused by the store, to be written again */
     struct timer *owed_timer;
+    struct leaks *leaks;
 
     int64_t promised_mb; /* memory: to the starts under way */
     int64_t memory_mb;   /* available, as it was read */
@@ -185,6 +186,16 @@ int live_vm_attach(struct live_vm *vm, struct error *err);
 int alloc_vm(struct live_vm *vm, bool probe, struct error *err);
 void alloc_release(struct live_vm *vm);
 void alloc_free(struct core *core);
+
+/* A VM at rest that comes back: what was chosen for it and is another's by now is chosen anew by alloc_vm. */
+void alloc_renew(struct live_vm *vm);
+
+/* --- leaks.c: what nobody owns --- */
+
+int leaks_new(struct core *core);
+/* After the recovery: looks at the host now, and from time to time. */
+void leaks_begin(struct core *core);
+void leaks_free(struct core *core);
 
 /* --- operation.c --- */
 

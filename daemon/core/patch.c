@@ -53,6 +53,8 @@ static void patch_durable(void *arg, struct error *err)
     p->vm->patches = p->next; /* they become durable in order */
     if (error_is_set(err))
         patch_revert(p);
+    else if (p->vm->be->manifest != NULL && !p->vm->gone)
+        p->vm->be->manifest(p->vm->be, &p->vm->vm);
     p->done(p->arg, p->vm, err);
     vm_spec_done(&p->spec);
     vm_labels_done(&p->labels);

@@ -140,6 +140,7 @@ static void recovery_over(struct core *core)
     if (--core->recovering > 0 || core->recovered == NULL)
         return;
     policy_begin(core);
+    leaks_begin(core);
     core->recovered(core->recovered_arg);
 }
 

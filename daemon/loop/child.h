@@ -82,7 +82,8 @@ void proc_each(const char *exe_prefix, void (*fn)(void *arg, pid_t pid, const ch
 
 struct proc_watch;
 /* Watches a process that need not be our child; `exited` comes exactly once (status.known false) unless freed first.
- * The pidfd is opened first and the identity checked after, so that a reused pid is refused: ERR_IO ESRCH. */
+ * The pidfd is opened first and the identity checked after, so that a reused pid is refused: ERR_IO ESRCH.  Without a pidfd
+ * (too many open files) it is looked at twice a second, until there is one. */
 struct proc_watch *proc_watch_new(struct loop *loop, const struct proc_id *id,
                                   void (*exited)(void *arg, const struct exit_status *status), void *arg,
                                   struct error *err);

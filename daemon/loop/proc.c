@@ -3,12 +3,15 @@
  * A pid alone is nobody: it is reused.  Boot id, start time and executable make it one process.  The watch opens the
  * pidfd first and compares after, so that what it holds is what it compared.
  *
- * Failure: a process that is gone or a zombie has no identity: ESRCH. */
+ * Failure: a process that is gone or a zombie has no identity: ESRCH.  A watch that gets no pidfd (too many open files) looks
+ * from time to time instead, until it gets one: an end is told late then, and is told. */
 #include "loop/child.h"
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/pidfd.h>
@@ -18,8 +21,9 @@
 #include "base/mem.h"
 #include "base/str.h"
 #include "loop/poller.h"
+#include "loop/timer.h"
 
-enum { STAT_MAX = 4096, CMDLINE_MAX = 1024 * 1024 };
+enum { STAT_MAX = 4096, CMDLINE_MAX = 1024 * 1024, LOOK_AGAIN_MS = 500 };
 
 void proc_boot_id(char out[37])
 {
@@ -130,54 +134,96 @@ void proc_each(const char *exe_prefix, void (*fn)(void *arg, pid_t pid, const ch
 /* ---- the watch ---- */
 
 struct proc_watch {
-    int pidfd;
-    struct poller *poller; /* NULL once it has ended */
+    struct loop *loop;
+    struct proc_id id;
+    int pidfd; /* -1: none to be had so far */
+    struct poller *poller;
+    struct timer *timer; /* looks again, while there is no poller */
     void (*exited)(void *arg, const struct exit_status *status);
     void *arg;
 };
 
-static void on_exit_of(void *arg, int events)
+static void tell_exit(struct proc_watch *w)
 {
-    struct proc_watch *w = arg;
     struct exit_status status = {.known = false, .code = -1};
 
-    (void)events;
     poller_free(w->poller);
     w->poller = NULL;
+    timer_free(w->timer);
+    w->timer = NULL;
     w->exited(w->arg, &status);
+}
+
+static void on_exit_of(void *arg, int events)
+{
+    (void)events;
+    tell_exit(arg);
+}
+
+/* 0: held; -1: there is no fd for it now.  ESRCH in errno: it is gone, or another one by now. */
+static int hold(struct proc_watch *w)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    CLEANUP_FD int pidfd = pidfd_open(w->id.pid, 0);
+
+    if (pidfd < 0)
+        return -1;
+    if (!proc_is(&w->id)) {
+        CLEANUP_FD int other = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+        errno = other < 0 ? errno : ESRCH; /* without an fd nothing can be compared */
+        return -1;
+    }
+    w->poller = poller_new(w->loop, pidfd, POLLER_READ, on_exit_of, w, &err);
+    if (w->poller == NULL) {
+        errno = ENOMEM;
+        return -1;
+    }
+    w->pidfd = TAKE_FD(pidfd);
+    return 0;
+}
+
+static void look_again(void *arg)
+{
+    struct proc_watch *w = arg;
+
+    if (hold(w) == 0)
+        timer_stop(w->timer);
+    else if (errno == ESRCH)
+        tell_exit(w);
 }
 
 struct proc_watch *proc_watch_new(struct loop *loop, const struct proc_id *id,
                                   void (*exited)(void *arg, const struct exit_status *status), void *arg,
                                   struct error *err)
 {
-    CLEANUP_FD int pidfd = pidfd_open(id->pid, 0);
-
-    if (pidfd < 0) {
-        error_errno(err, errno, "cannot watch process %d", (int)id->pid);
-        return NULL;
-    }
-    if (!proc_is(id)) {
-        error_errno(err, ESRCH, "process %d is another one by now", (int)id->pid);
-        return NULL;
-    }
     struct proc_watch *w = mem_zalloc(sizeof(*w));
+
     if (w == NULL) {
         error_errno(err, ENOMEM, "cannot watch process %d", (int)id->pid);
         return NULL;
     }
-    *w = (struct proc_watch){.pidfd = pidfd, .exited = exited, .arg = arg};
-    w->poller = poller_new(loop, pidfd, POLLER_READ, on_exit_of, w, err);
-    if (w->poller == NULL) {
-        mem_free(w);
-        return NULL;
+    *w = (struct proc_watch){.loop = loop, .id = *id, .pidfd = -1, .exited = exited, .arg = arg};
+    if (hold(w) == 0)
+        return w;
+    int errnum = errno;
+    if (errnum != ESRCH)
+        w->timer = timer_new(loop, look_again, w);
+    if (w->timer != NULL) {
+        timer_start(w->timer, LOOK_AGAIN_MS, LOOK_AGAIN_MS);
+        return w;
     }
-    pidfd = -1;
-    return w;
+    mem_free(w);
+    error_errno(err, errnum, "process %d is gone, or another one by now, or cannot be watched", (int)id->pid);
+    return NULL;
 }
 
 int proc_watch_signal(struct proc_watch *w, int signum)
 {
+    if (w->pidfd >= 0)
+        return pidfd_send_signal(w->pidfd, signum, NULL, 0);
+    if (hold(w) < 0)
+        return -1;
+    timer_stop(w->timer);
     return pidfd_send_signal(w->pidfd, signum, NULL, 0);
 }
 
@@ -186,6 +232,7 @@ void proc_watch_free(struct proc_watch *w)
     if (w == NULL)
         return;
     poller_free(w->poller);
+    timer_free(w->timer);
     fd_close(w->pidfd);
     mem_free(w);
 }

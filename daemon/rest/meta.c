@@ -223,6 +223,17 @@ static void put_vms(struct buf *b, struct core *core)
     number(b, "vmmd_events_newest", "gauge", "Id of the newest event.", (double)core_event_newest(core));
 }
 
+static void put_leak(void *arg, const char *kind, unsigned n)
+{
+    buf_printf(arg, "vmmd_leaks{kind=\"%s\"} %u\n", kind, n);
+}
+
+static void put_leaks(struct buf *b, struct core *core)
+{
+    metric(b, "vmmd_leaks", "gauge", "What the last look at the host found that nobody owns.");
+    core_leaks_count(core, put_leak, b);
+}
+
 static void put_http(struct buf *b, const struct http_stats *st)
 {
     number(b, "vmmd_http_requests_total", "counter", "Requests that reached a handler or were refused.",
@@ -304,6 +315,7 @@ void rest_metrics(struct http_request *req, void *arg)
     metric(&b, "vmmd_info", "gauge", "The version that runs.");
     buf_str(&b, "vmmd_info{version=\"" VMMD_VERSION "\"} 1\n");
     put_vms(&b, rest->core);
+    put_leaks(&b, rest->core);
     put_http(&b, &st);
     put_limits(&b, rest, &st);
     put_store(&b, rest->core);

@@ -69,6 +69,7 @@ enum store_query {
     QUERY_EVENTS_NEWEST,
     QUERY_EVENTS_VM,
     QUERY_EVENTS_VM_NEWEST,
+    QUERY_ORPHAN_PORTS,
     QUERY_MAX,
 };
 
@@ -81,6 +82,7 @@ struct store_read {
     void (*operation_done)(void *arg, const struct store_operation_row *row, struct error *err);
     void (*operation_row)(void *arg, const struct store_operation_row *row);
     void (*event_row)(void *arg, const struct store_event_row *row);
+    void (*port_row)(void *arg, const struct store_port_row *row);
     void (*done)(void *arg, struct error *err);
     void *arg;
 };

@@ -10,7 +10,7 @@
 #define EVENT_COLUMNS "SELECT id, at, type, vm_id, doc FROM events"
 
 /* 't' text, '?' text or NULL, 'i' integer */
-static const char operation_columns[] = "tt?ttii", event_columns[] = "iit?t";
+static const char operation_columns[] = "tt?ttii", event_columns[] = "iit?t", port_columns[] = "itit?";
 /* Sorts after every id. */
 static const char after_all[] = "\xf4\x8f\xbf\xbf";
 
@@ -38,6 +38,10 @@ static const struct {
     [QUERY_EVENTS_VM_NEWEST] = {EVENT_COLUMNS " WHERE vm_id = ?4 AND id > ?1 AND (?3 IS NULL OR type GLOB ?3)"
                                               " ORDER BY id DESC LIMIT ?2",
                                 "iitt", event_columns},
+    [QUERY_ORPHAN_PORTS] =
+        {"SELECT p.udp, p.host_ip, p.port, p.vm_id, v.name FROM ports p LEFT JOIN vms v ON v.id = p.vm_id"
+         " WHERE v.id IS NULL OR v.destroyed_at > 0 ORDER BY p.port LIMIT ?1",
+         "i", port_columns},
 };
 
 int store_read_prepare(struct store *store, struct error *err)
@@ -108,6 +112,15 @@ static void unpack_event(const char **p, struct store_event_row *row)
     row->doc = store_unpack_text(p, NULL);
 }
 
+static void unpack_port(const char **p, struct store_port_row *row)
+{
+    row->udp = store_unpack_int(p) != 0;
+    row->host_ip = store_unpack_text(p, NULL);
+    row->port = (uint16_t)store_unpack_int(p);
+    row->vm_id = store_unpack_text(p, NULL);
+    row->vm_name = store_unpack_text(p, NULL);
+}
+
 static void deliver_rows(struct store_read *read)
 {
     const char *p = read->rows.data, *end = p + read->rows.len;
@@ -115,12 +128,16 @@ static void deliver_rows(struct store_read *read)
     while (p < end && !read->cancelled) {
         struct store_operation_row operation;
         struct store_event_row event;
+        struct store_port_row port;
         if (read->event_row != NULL) {
             unpack_event(&p, &event);
             read->event_row(read->arg, &event);
         } else if (read->operation_row != NULL) {
             unpack_operation(&p, &operation);
             read->operation_row(read->arg, &operation);
+        } else if (read->port_row != NULL) {
+            unpack_port(&p, &port);
+            read->port_row(read->arg, &port);
         } else {
             return;
         }
@@ -233,6 +250,20 @@ struct store_read *store_read_events(struct store *store, int64_t since, const c
     store_pack_text(&read->params, type_glob);
     if (vm_id != NULL)
         store_pack_text(&read->params, vm_id);
+    return read_enqueue(store, read);
+}
+
+struct store_read *store_read_orphan_ports(struct store *store, unsigned limit,
+                                           void (*row)(void *arg, const struct store_port_row *row),
+                                           void (*done)(void *arg, struct error *err), void *arg)
+{
+    struct store_read *read = read_new(QUERY_ORPHAN_PORTS, arg);
+
+    if (read == NULL)
+        return NULL;
+    read->port_row = row;
+    read->done = done;
+    store_pack_int(&read->params, limit);
     return read_enqueue(store, read);
 }
 

@@ -111,6 +111,16 @@ struct store_read *store_read_events(struct store *store, int64_t since, const c
                                      bool newest_first, unsigned limit,
                                      void (*row)(void *arg, const struct store_event_row *row),
                                      void (*done)(void *arg, struct error *err), void *arg);
+/* The ports of no living VM; vm_name is NULL where its row is gone too. */
+struct store_port_row {
+    bool udp;
+    const char *host_ip;
+    uint16_t port;
+    const char *vm_id, *vm_name;
+};
+struct store_read *store_read_orphan_ports(struct store *store, unsigned limit,
+                                           void (*row)(void *arg, const struct store_port_row *row),
+                                           void (*done)(void *arg, struct error *err), void *arg);
 void store_read_cancel(struct store_read *read);
 
 /* The newest event that was forgotten to make room on a full disk; 0: none.  Any thread. */

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/pidfd.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -561,6 +562,69 @@ static void test_watch(void **state)
     child_free(c);
 }
 
+/* While no more files can be opened there is no pidfd: the watch looks from time to time, and tells the end all the same. */
+static void test_watch_without_a_pidfd(void **state)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    const char *argv[] = {"sleep", "1000", NULL};
+    struct child_spec spec = spec_of(argv);
+    struct end child_end = {0}, end = {0}, silent_end = {0};
+    struct rlimit before, none;
+    struct proc_id id;
+
+    (void)state;
+    struct child *c = child_spawn(loop, &spec, on_exited, &child_end, &err);
+    assert_non_null(c);
+    assert_int_equal(proc_identify(child_pid(c), &id, &err), 0);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none = before;
+    none.rlim_cur = 3;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    struct proc_watch *w = proc_watch_new(loop, &id, on_exited, &end, &err);
+    struct proc_watch *silent = proc_watch_new(loop, &id, on_exited, &silent_end, &err);
+    int refused = w != NULL ? proc_watch_signal(w, SIGKILL) : 0, why = errno;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_true(w != NULL && silent != NULL);
+    assert_int_equal(refused, -1);
+    assert_int_equal(why, EMFILE);
+    proc_watch_free(silent);
+    assert_int_equal(proc_watch_signal(w, SIGKILL), 0); /* there is one to be had again */
+    loop_run(loop);
+    assert_int_equal(end.calls, 1);
+    assert_int_equal(silent_end.calls, 0);
+    proc_watch_free(w);
+    child_free(c);
+}
+
+/* And when there is none until it has ended. */
+static void test_end_is_seen_without_a_pidfd(void **state)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    const char *argv[] = {"sleep", "1000", NULL};
+    struct child_spec spec = spec_of(argv);
+    struct end child_end = {0}, end = {0};
+    struct rlimit before, none;
+    struct proc_id id;
+
+    (void)state;
+    struct child *c = child_spawn(loop, &spec, on_exited, &child_end, &err);
+    assert_non_null(c);
+    assert_int_equal(proc_identify(child_pid(c), &id, &err), 0);
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+    none = before;
+    none.rlim_cur = 3;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    struct proc_watch *w = proc_watch_new(loop, &id, on_exited, &end, &err);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
+    assert_non_null(w);
+    assert_int_equal(child_signal(c, SIGKILL), 0);
+    loop_run(loop);
+    assert_int_equal(end.calls, 1);
+    assert_false(end.status.known);
+    proc_watch_free(w);
+    child_free(c);
+}
+
 static void test_zombie_is_nobody(void **state)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
@@ -656,6 +720,8 @@ int main(void)
         TEST(test_freed_alive),
         TEST(test_many_at_once),
         TEST(test_watch),
+        TEST(test_watch_without_a_pidfd),
+        TEST(test_end_is_seen_without_a_pidfd),
         TEST(test_zombie_is_nobody),
         TEST(test_odd_executable),
         TEST(test_allocation_sweep),

@@ -20,35 +20,10 @@
 struct search_job {
     struct job job;
     char id[UUID_TEXT_MAX];
-    char pidfile[PATH_MAX];
+    char run_dir[PATH_MAX];
     pid_t pid; /* result; 0: none */
     struct proc_id found;
 };
-
-/* The value that follows `option` in NUL-separated arguments. */
-static const char *value_after(const char *args, size_t len, const char *option)
-{
-    for (const char *p = args; p < args + len; p += strlen(p) + 1) {
-        const char *next = p + strlen(p) + 1;
-
-        if (strcmp(p, option) == 0)
-            return next < args + len ? next : NULL;
-    }
-    return NULL;
-}
-
-static void look_at(void *arg, pid_t pid, const char *cmdline, size_t len)
-{
-    struct search_job *s = arg;
-    const char *uuid, *pidfile;
-
-    if (s->pid || len == 0 || cmdline[len - 1] != '\0')
-        return;
-    uuid = value_after(cmdline, len, "-uuid");
-    pidfile = value_after(cmdline, len, "-pidfile");
-    if (uuid && pidfile && strcmp(uuid, s->id) == 0 && strcmp(pidfile, s->pidfile) == 0)
-        s->pid = pid;
-}
 
 static int search_fn(struct job *job, struct error *err)
 {
@@ -56,7 +31,7 @@ static int search_fn(struct job *job, struct error *err)
     CLEANUP_ERROR struct error ignored = ERROR_INIT;
 
     (void)err;
-    proc_each("qemu", look_at, s);
+    s->pid = qemu_find(s->id, s->run_dir);
     if (s->pid && proc_identify(s->pid, &s->found, &ignored) < 0)
         s->pid = 0;
     return 0;
@@ -88,7 +63,7 @@ static void adopt_gone(struct backend_vm *bvm)
 static void adopt_nothing(struct backend_vm *bvm)
 {
     bvm->ended = adopt_gone;
-    process_clear(bvm);
+    process_clear(bvm, false);
 }
 
 static void adopt_mute(struct backend_vm *bvm)
@@ -230,17 +205,12 @@ static void searched(struct backend_vm *bvm, struct job *job, int rc, struct err
 static int search(struct backend_vm *bvm, struct error *err)
 {
     struct search_job *s = mem_zalloc(sizeof(*s));
-    struct plan_paths paths;
 
     if (s) {
         s->job.fn = search_fn;
         s->job.done = searched;
         memcpy(s->id, bvm->id, sizeof(s->id));
-        if (plan_paths(bvm, &paths, err) < 0) {
-            mem_free(s);
-            return -1;
-        }
-        memcpy(s->pidfile, paths.pidfile, sizeof(s->pidfile));
+        memcpy(s->run_dir, bvm->run_dir, sizeof(s->run_dir));
     }
     return job_run(bvm, s ? &s->job : NULL, err);
 }

@@ -135,11 +135,28 @@ static bool qemu_port_free(struct backend *be, bool udp, const char *host_ip, ui
     return port_is_free(udp, host_ip, port);
 }
 
+int qemu_dirs_in(const char *data_dir, const char *runtime_dir, const char *id, char *work_dir, char *run_dir,
+                 struct error *err)
+{
+    int n = snprintf(work_dir, PATH_MAX, "%s/vms/%s", data_dir, id);
+    /* The last twelve digits of the id are random; a socket's path has little room. */
+    int m = snprintf(run_dir, PATH_MAX, "%s/vms/%s", runtime_dir, id + 24);
+
+    /* Room for the names in them. */
+    if (n > PATH_MAX - 32 || m > PATH_MAX - 32)
+        return error_set(err, ERR_IO, "the path of VM %s's directories is too long", id);
+    return 0;
+}
+
+int qemu_dirs(const struct qemu_backend *be, const char *id, char *work_dir, char *run_dir, struct error *err)
+{
+    return qemu_dirs_in(be->data_dir, be->runtime_dir, id, work_dir, run_dir, err);
+}
+
 static struct backend_vm *qemu_attach(struct backend *be, struct vm *vm, const struct backend_events *events, void *arg,
                                       struct error *err)
 {
     struct backend_vm *bvm = mem_zalloc(sizeof(*bvm));
-    int n;
 
     if (!bvm) {
         error_set(err, ERR_DAEMON_INTERNAL, "no memory for VM %s", vm->name);
@@ -150,15 +167,9 @@ static struct backend_vm *qemu_attach(struct backend *be, struct vm *vm, const s
     bvm->events = events;
     bvm->arg = arg;
     bvm->tap_fd = -1;
+    bvm->lock_fd = -1;
     uuid_text(&vm->id, bvm->id);
-    n = snprintf(bvm->work_dir, sizeof(bvm->work_dir), "%s/vms/%s", bvm->be->data_dir, bvm->id);
-    /* Room for the names below. */
-    if (n > PATH_MAX - 32)
-        n = -1;
-    /* The last twelve digits of the id are random; a socket's path has little room. */
-    if (n < 0 || snprintf(bvm->run_dir, sizeof(bvm->run_dir), "%s/vms/%s", bvm->be->runtime_dir, bvm->id + 24) >=
-                     (int)sizeof(bvm->run_dir)) {
-        error_set(err, ERR_IO, "the path of VM %s's directories is too long", vm->name);
+    if (qemu_dirs(bvm->be, bvm->id, bvm->work_dir, bvm->run_dir, err) < 0) {
         mem_free(bvm);
         return NULL;
     }
@@ -175,6 +186,7 @@ static void qemu_detach(struct backend_vm *bvm)
     if (bvm->gone)
         *bvm->gone = true;
     jobs_forget(bvm);
+    manifests_forget(bvm);
     image_inspection_free(bvm->inspection);
     tool_free(bvm->tool);
     process_detach(bvm);
@@ -223,6 +235,7 @@ static void qemu_free(struct backend *ops)
 {
     struct qemu_backend *be = self(ops);
 
+    manifests_drop(be);
     qemu_probe_free(be->probe);
     qemu_host_done(&be->host);
     oom_free(be);
@@ -264,6 +277,9 @@ static const struct backend vtable = {
     .pressed_agent = qemu_pressed_agent,
     .log_path = qemu_log_path,
     .console = qemu_console,
+    .manifest = qemu_manifest,
+    .survey = qemu_survey,
+    .reap = qemu_reap,
     .describe = qemu_describe,
     .free = qemu_free,
 };

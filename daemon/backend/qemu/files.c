@@ -1,6 +1,6 @@
 /* files.c - what a VM owns on disk: create and remove.
  *
- *     create: image inspected ─► pool: directory, seed, UEFI variables ─► qemu-img: overlay ─► pool: fsync ─► recorded
+ *     create: image inspected ─► pool: directory, seed, UEFI variables ─► qemu-img: overlay ─► pool: fsync ─► manifest
  *
  * The overlay is made without opening the base (-u): its format and size come from the inspection, nothing is probed.
  * Failures, and a cancel, end in the directory being removed before the call fails. */
@@ -72,7 +72,7 @@ static int files_fn(struct job *job, struct error *err)
     struct files_job *f = CONTAINER_OF(job, struct files_job, job);
 
     /* An attempt that a crash cut short may have left something; the id is ours alone. */
-    if (dir_remove(f->work_dir, err) < 0 || dir_make(f->work_dir, 0700, err) < 0)
+    if (dir_remove(f->work_dir, err) < 0 || dir_make(f->work_dir, 0700, err) < 0 || vm_lock_make(f->work_dir, err) < 0)
         return -1;
     CRASH_POINT("qemu:create:dir-made");
     if (f->has_seed && seed_write(&f->seed, f->seed_path, err) < 0)
@@ -125,6 +125,9 @@ static void removed_after_failure(struct backend_vm *bvm, struct job *job, int r
     (void)err;
     error_move(&failure, &bvm->failure);
     set_text(&bvm->vm->runtime.disk_format, NULL);
+    set_text(&bvm->vm->runtime.work_dir, NULL);
+    set_text(&bvm->vm->runtime.overlay_path, NULL);
+    set_text(&bvm->vm->runtime.seed_iso_path, NULL);
     call_end(bvm, &failure);
 }
 
@@ -163,9 +166,18 @@ static void create_hurry(struct backend_vm *bvm)
 
 /* ---- the steps, last first ---- */
 
+static void written_down(struct backend_vm *bvm, struct error *err)
+{
+    if (error_is_set(err))
+        create_fail(bvm, err);
+    else if (!create_cancelled(bvm))
+        call_end(bvm, NULL);
+}
+
 static void synced(struct backend_vm *bvm, struct job *job, int rc, struct error *err)
 {
     struct vm_runtime *rt = &bvm->vm->runtime;
+    CLEANUP_ERROR struct error own = ERROR_INIT;
 
     (void)job;
     CRASH_POINT("qemu:create:synced");
@@ -178,7 +190,8 @@ static void synced(struct backend_vm *bvm, struct job *job, int rc, struct error
     set_text(&rt->work_dir, bvm->work_dir);
     set_text(&rt->overlay_path, bvm->vm->spec.image ? bvm->overlay : NULL);
     set_text(&rt->seed_iso_path, bvm->vm->spec.has_cloud_init ? bvm->seed : NULL);
-    call_end(bvm, NULL);
+    if (manifest_write(bvm, false, written_down, &own) < 0)
+        create_fail(bvm, &own);
 }
 
 void qemu_img_error(const struct backend_vm *bvm, const struct tool_result *result, const char *done, struct error *err)
@@ -375,18 +388,14 @@ uint64_t qemu_room(struct backend *be, const struct vm_spec *spec, bool create)
 
 struct remove_all_job {
     struct job job;
-    char work_dir[PATH_MAX];
-    char run_dir[PATH_MAX];
+    struct vm_place place;
 };
 
 static int remove_all_fn(struct job *job, struct error *err)
 {
     struct remove_all_job *r = CONTAINER_OF(job, struct remove_all_job, job);
 
-    if (dir_remove(r->run_dir, err) < 0)
-        return -1;
-    CRASH_POINT("qemu:remove:run-dir-removed");
-    return dir_remove(r->work_dir, err);
+    return vm_place_clear(&r->place, false, true, err);
 }
 
 static void all_removed(struct backend_vm *bvm, struct job *job, int rc, struct error *err)
@@ -412,8 +421,7 @@ int qemu_remove(struct backend_vm *bvm, struct backend_call *call, struct error 
     if (r) {
         r->job.fn = remove_all_fn;
         r->job.done = all_removed;
-        memcpy(r->work_dir, bvm->work_dir, sizeof(r->work_dir));
-        memcpy(r->run_dir, bvm->run_dir, sizeof(r->run_dir));
+        vm_place_of(bvm, &r->place);
     }
     call_begin(bvm, call, NULL);
     if (job_run(bvm, r ? &r->job : NULL, err) < 0) {

@@ -5,6 +5,8 @@
  *   monitor.c   the monitor, its events, muteness       process.c  the process and its end, kill, terminate
  *   adopt.c     after a restart                         console.c  the serial console
  *   plan.c      from a VM to the plan of argv.h         job.c      work on the pool for a VM; the call under way
+ *   lock.c      who has a VM's disk                     manifest.c a VM written down beside it
+ *   survey.c    what the host holds of VMs              reap.c     removes what nobody owns
  *   oom.c       was it the kernel, for want of memory? */
 #ifndef BACKEND_QEMU_INTERNAL_H
 #define BACKEND_QEMU_INTERNAL_H
@@ -30,6 +32,8 @@ enum {
     QEMU_STDERR_TAIL = 2000,
 };
 
+#define MANIFEST_NAME "manifest.json"
+
 struct qemu_backend {
     struct backend ops; /* first */
     struct loop *loop;
@@ -46,6 +50,7 @@ struct qemu_backend {
     struct qemu_probe *probe;
     void (*probed)(void *arg);
     void *probed_arg;
+    struct manifest_write *manifests; /* being written */
 };
 
 /* What the guest did to end its run; QEMU waits, paused, to be asked and ended. */
@@ -98,6 +103,7 @@ struct backend_vm {
     struct oom_group *oom_group; /* that it runs in; NULL: not known */
     enum guest_end guest_end;
     int tap_fd;
+    int lock_fd;       /* from prepare to spawn; QEMU has it then */
     int64_t log_start; /* where this run's words begin in vmm.log */
     char stderr_tail[QEMU_STDERR_TAIL + 1];
 
@@ -155,9 +161,60 @@ void set_text(char **slot, const char *value);
 
 /* ---- backend.c ---- */
 
+/* A VM's directories, PATH_MAX bytes each, with room for the names in them. */
+int qemu_dirs_in(const char *data_dir, const char *runtime_dir, const char *id, char *work_dir, char *run_dir,
+                 struct error *err);
+int qemu_dirs(const struct qemu_backend *be, const char *id, char *work_dir, char *run_dir, struct error *err);
+
 struct image_rules qemu_image_rules(struct qemu_backend *be);
 /* The accelerator this spec gets here. */
 const char *qemu_accel(const struct qemu_backend *be, const struct vm_spec *spec);
+
+/* ---- lock.c: pool ---- */
+
+/* Copies of what a job must know of a VM. */
+struct vm_place {
+    char id[UUID_TEXT_MAX];
+    char name[64];
+    char work_dir[PATH_MAX];
+    char run_dir[PATH_MAX];
+};
+void vm_place_of(const struct backend_vm *bvm, struct vm_place *ret); /* loop */
+/* Makes the lock of a new VM, so that a start needs no room for it. */
+int vm_lock_make(const char *work_dir, struct error *err);
+/* Takes the VM's lock; the fd is the caller's.  -1 with ERR_VM_INVALID_STATE when a process has it; -1 with err unset when there
+ * is no lock to be held (and none is to be made: a full disk must not keep a destroy back), or no directory. */
+int vm_lock_take(const struct vm_place *place, bool make, struct error *err);
+/* Removes the runtime directory, and with `all` the work directory, unless a QEMU of the VM lives: ERR_VM_INVALID_STATE.
+ * `known_dead`: its process was watched, and is gone. */
+int vm_place_clear(const struct vm_place *place, bool known_dead, bool all, struct error *err);
+/* The QEMU whose command line says that it is the VM's; 0: none. */
+pid_t qemu_find(const char *id, const char *run_dir);
+/* The value that follows `option` in NUL-separated arguments, or NULL. */
+const char *qemu_argument(const char *args, size_t len, const char *option);
+/* Always -1: vmmd does not know that the VM runs. */
+int qemu_lives_error(const struct vm_place *place, pid_t pid, struct error *err);
+
+/* ---- manifest.c ---- */
+
+/* Writes the VM down for the call under way; done comes once, on a later turn or at once, unless the VM is detached first. */
+int manifest_write(struct backend_vm *bvm, bool with_run_dir, void (*done)(struct backend_vm *bvm, struct error *err),
+                   struct error *err);
+void manifests_forget(struct backend_vm *bvm);
+void manifests_drop(struct qemu_backend *be);
+void qemu_manifest(struct backend *be, const struct vm *vm);
+/* The manifest in a directory, for the VM `id` (NULL: any).  Pool. */
+int manifest_read(const char *dir, const struct uuid *id, struct vm *ret, struct error *err);
+
+/* ---- survey.c, reap.c: each as in backend.h ---- */
+
+int qemu_survey(struct backend *be, const struct uuid *known, size_t n_known,
+                void (*done)(void *arg, struct backend_trace *list, struct error *err), void *arg, struct error *err);
+int qemu_reap(struct backend *be, struct backend_trace *list,
+              void (*done)(void *arg, struct backend_trace *list, struct error *err), void *arg, struct error *err);
+/* Calls fn for each QEMU that has its pidfile in a directory of runtime_dir/vms, that directory's name and its -uuid.  Pool. */
+void survey_processes(const char *runtime_dir, void (*fn)(void *arg, pid_t pid, const char *dir, const char *uuid),
+                      void *arg);
 
 /* ---- plan.c ---- */
 
@@ -198,8 +255,8 @@ int qemu_adopt(struct backend_vm *bvm, struct backend_adoption *ret, struct back
 
 void process_exited(void *arg, const struct exit_status *status);
 int process_signal(struct backend_vm *bvm, int signum);
-/* Clears what a process left that is proven dead, then calls bvm->ended. */
-void process_clear(struct backend_vm *bvm);
+/* Clears what a process left, then calls bvm->ended.  `known_dead`: it was watched, and is gone; else it is looked for. */
+void process_clear(struct backend_vm *bvm, bool known_dead);
 /* The error of a QEMU that ended in the middle of something, with its last words. */
 int process_ended_error(struct backend_vm *bvm, struct error *err);
 /* How it ended, for an event or an adoption. */

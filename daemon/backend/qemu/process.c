@@ -4,7 +4,8 @@
  *                    └─► pool: last words, OOM? sockets ────┴─► tell: the kill that asked, the call that failed, core
  *
  * The end is told once, after everything of the process is gone.  During a start there is no event: the step under way
- * fails with QEMU's last words, or the next one does.  Sockets are removed only here, when the process is proven dead. */
+ * fails with QEMU's last words, or the next one does.  Sockets are removed only when the process is proven dead
+ * (lock.c). */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -25,7 +26,8 @@ enum { CAUSE_LINES = 6 };
 struct end_job {
     struct job job;
     char vmm_log[PATH_MAX];
-    char run_dir[PATH_MAX];
+    struct vm_place place;
+    bool known_dead;
     off_t from;
     size_t log_max;
     char tail[QEMU_STDERR_TAIL + 1];
@@ -57,7 +59,7 @@ static int end_fn(struct job *job, struct error *err)
     oom_answer(&e->oom);
     logfile_trim(e->vmm_log, e->log_max, &ignored);
     CRASH_POINT("qemu:end:sockets-there");
-    int rc = dir_remove(e->run_dir, err);
+    int rc = vm_place_clear(&e->place, e->known_dead, false, err);
     CRASH_POINT("qemu:end:sockets-removed");
     return rc;
 }
@@ -193,7 +195,7 @@ static void console_drained(void *arg)
     deliver_if_clear(bvm);
 }
 
-void process_clear(struct backend_vm *bvm)
+void process_clear(struct backend_vm *bvm, bool known_dead)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
     struct end_job *e = mem_zalloc(sizeof(*e));
@@ -208,7 +210,8 @@ void process_clear(struct backend_vm *bvm)
         e->job.fn = end_fn;
         e->job.done = end_done;
         memcpy(e->vmm_log, bvm->vmm_log, sizeof(e->vmm_log));
-        memcpy(e->run_dir, bvm->run_dir, sizeof(e->run_dir));
+        vm_place_of(bvm, &e->place);
+        e->known_dead = known_dead;
         e->from = (off_t)bvm->log_start;
         e->log_max = bvm->be->vmm_log_max;
         oom_ask(bvm, &e->oom);
@@ -234,7 +237,7 @@ void process_exited(void *arg, const struct exit_status *status)
     monitor_close(bvm);
     agent_free(bvm->agent);
     bvm->agent = NULL;
-    process_clear(bvm);
+    process_clear(bvm, true);
 }
 
 int process_signal(struct backend_vm *bvm, int signum)
@@ -279,6 +282,7 @@ void process_detach(struct backend_vm *bvm)
     if (bvm->console)
         console_free(TAKE_PTR(bvm->console));
     bvm->tap_fd = fd_close(bvm->tap_fd);
+    bvm->lock_fd = fd_close(bvm->lock_fd);
     bvm->alive = false;
     vmmlog_stop(bvm);
 }

@@ -1,6 +1,7 @@
 /* start.c - the first steps of a start: prepare, spawn; and sweep, which undoes prepare.
  *
- *     prepare: base image inspected again ─► pool: old process dead? directory, ports, tap, disk size ─► disk grown
+ *     prepare: base image inspected again ─► pool: old process dead? lock, disk size, ports, directory, tap ─► disk grown
+ *              ─► manifest
  *     spawn:   plan ─► argv ─► QEMU, paused, detached, its stderr appended to vmm.log
  *
  * The base is inspected at every start: it is a file of somebody else, and QEMU would follow what a changed header names.
@@ -25,7 +26,7 @@ enum { RESIZE_TIMEOUT_MS = 30000 };
 
 struct prepare_job {
     struct job job;
-    char run_dir[PATH_MAX];
+    struct vm_place place;
     char overlay[PATH_MAX]; /* "" : no disk */
     struct proc_id old;     /* the process of an earlier run; pid 0: none */
     char tap[TAP_NAME_MAX]; /* "": no tap */
@@ -34,7 +35,7 @@ struct prepare_job {
     size_t n_ports;
     uint64_t min_size;
     /* results */
-    int tap_fd;
+    int tap_fd, lock_fd;
     bool grow;
 };
 
@@ -76,26 +77,43 @@ static int overlay_size(const char *path, uint64_t *ret, struct error *err)
     return 0;
 }
 
+/* No QEMU that vmmd knows of, none that has the disk's lock, and none that has the directory. */
+static int claim(struct prepare_job *p, struct error *err)
+{
+    struct stat st;
+    pid_t pid = 0;
+
+    if (p->old.pid && proc_is(&p->old))
+        return qemu_lives_error(&p->place, p->old.pid, err);
+    p->lock_fd = vm_lock_take(&p->place, true, err);
+    if (p->lock_fd < 0)
+        return error_is_set(err) ? -1 : error_errno(err, ENOENT, "the directory %s is gone", p->place.work_dir);
+    if (lstat(p->place.run_dir, &st) == 0)
+        pid = qemu_find(p->place.id, p->place.run_dir);
+    return pid ? qemu_lives_error(&p->place, pid, err) : 0;
+}
+
 static int prepare_fn(struct job *job, struct error *err)
 {
     struct prepare_job *p = CONTAINER_OF(job, struct prepare_job, job);
     CLEANUP_ERROR struct error ignored = ERROR_INIT;
+    const char *run_dir = p->place.run_dir;
     uint64_t size = 0;
 
-    if (p->old.pid && proc_is(&p->old))
-        return error_set(err, ERR_QEMU_SPAWN_FAILED, "the VM's earlier QEMU (pid %d) still lives", (int)p->old.pid);
+    if (claim(p, err) < 0)
+        return -1;
     if (p->overlay[0]) {
         if (overlay_size(p->overlay, &size, err) < 0)
             return -1;
         p->grow = size < p->min_size;
     }
-    if (check_ports(p, err) < 0 || dir_remove(p->run_dir, err) < 0 || dir_make(p->run_dir, 0700, err) < 0)
+    if (check_ports(p, err) < 0 || dir_remove(run_dir, err) < 0 || dir_make(run_dir, 0700, err) < 0)
         return -1;
     CRASH_POINT("qemu:prepare:run-dir-made");
     if (p->tap[0])
         p->tap_fd = tap_open(p->tap, p->bridge, err);
     if (p->tap[0] && p->tap_fd < 0) {
-        dir_remove(p->run_dir, &ignored);
+        dir_remove(run_dir, &ignored);
         return -1;
     }
     return 0;
@@ -106,6 +124,7 @@ static void prepare_free(struct job *job)
     struct prepare_job *p = CONTAINER_OF(job, struct prepare_job, job);
 
     fd_close(p->tap_fd);
+    fd_close(p->lock_fd);
     mem_free(p->ports);
     mem_free(p);
 }
@@ -123,15 +142,69 @@ static void removed_after_failure(struct backend_vm *bvm, struct job *job, int r
     call_end(bvm, &failure);
 }
 
-/* Takes back what prepare made, then fails the call. */
+struct clear_job {
+    struct job job;
+    struct vm_place place;
+};
+
+static int clear_fn(struct job *job, struct error *err)
+{
+    return vm_place_clear(&CONTAINER_OF(job, struct clear_job, job)->place, false, false, err);
+}
+
+/* Takes back what prepare made. */
+static int clear_run_dir(struct backend_vm *bvm, void (*done)(struct backend_vm *, struct job *, int, struct error *),
+                         struct error *err)
+{
+    struct clear_job *c = mem_zalloc(sizeof(*c));
+
+    bvm->tap_fd = fd_close(bvm->tap_fd);
+    bvm->lock_fd = fd_close(bvm->lock_fd);
+    if (c) {
+        c->job.fn = clear_fn;
+        c->job.done = done;
+        vm_place_of(bvm, &c->place);
+    }
+    return job_run(bvm, c ? &c->job : NULL, err);
+}
+
 static void prepare_fail(struct backend_vm *bvm, struct error *err)
 {
     CLEANUP_ERROR struct error ignored = ERROR_INIT;
 
-    bvm->tap_fd = fd_close(bvm->tap_fd);
     error_move(&bvm->failure, err);
-    if (job_run(bvm, job_remove_dir(bvm->run_dir, removed_after_failure), &ignored) < 0)
+    if (clear_run_dir(bvm, removed_after_failure, &ignored) < 0)
         removed_after_failure(bvm, NULL, -1, NULL);
+}
+
+static void written_down(struct backend_vm *bvm, struct error *err)
+{
+    CLEANUP_ERROR struct error own = ERROR_INIT;
+
+    if (error_is_set(err))
+        error_move(&own, err);
+    else if (bvm->cancelled)
+        call_cancelled_error(bvm, &own);
+    if (error_is_set(&own))
+        prepare_fail(bvm, &own);
+    else
+        call_end(bvm, NULL);
+}
+
+/* What the VM is from now on, before its process is there: the last of prepare. */
+static void write_down(struct backend_vm *bvm)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    struct plan_paths paths;
+    struct qemu_plan plan;
+
+    if (plan_paths(bvm, &paths, &err) == 0) {
+        plan_make(bvm, &paths, &plan);
+        plan_record(bvm, &paths, &plan);
+        if (manifest_write(bvm, true, written_down, &err) == 0)
+            return;
+    }
+    prepare_fail(bvm, &err);
 }
 
 static void grown(void *arg, const struct tool_result *result)
@@ -146,7 +219,7 @@ static void grown(void *arg, const struct tool_result *result)
     } else if (result->timed_out || result->status.code != 0) {
         qemu_img_error(bvm, result, "grown", &err);
     } else {
-        call_end(bvm, NULL);
+        write_down(bvm);
         return;
     }
     prepare_fail(bvm, &err);
@@ -180,11 +253,12 @@ static void prepare_done(struct backend_vm *bvm, struct job *job, int rc, struct
     }
     CRASH_POINT("qemu:prepare:tap-open");
     bvm->tap_fd = TAKE_FD(p->tap_fd);
+    bvm->lock_fd = TAKE_FD(p->lock_fd);
     set_text(&bvm->vm->runtime.tap, p->tap);
     if (bvm->cancelled)
         call_cancelled_error(bvm, &own);
     else if (!p->grow) {
-        call_end(bvm, NULL);
+        write_down(bvm);
         return;
     } else if (grow(bvm, &own) == 0)
         return;
@@ -225,7 +299,8 @@ static int start_prepare_job(struct backend_vm *bvm, struct error *err)
     p->job.done = prepare_done;
     p->job.free = prepare_free;
     p->tap_fd = -1;
-    memcpy(p->run_dir, bvm->run_dir, sizeof(p->run_dir));
+    p->lock_fd = -1;
+    vm_place_of(bvm, &p->place);
     if (vm->spec.image) {
         memcpy(p->overlay, bvm->overlay, sizeof(p->overlay));
         p->min_size = (uint64_t)vm->spec.disk_gb << 30;
@@ -305,10 +380,9 @@ static void swept(struct backend_vm *bvm, struct job *job, int rc, struct error 
 
 int qemu_sweep(struct backend_vm *bvm, struct backend_call *call, struct error *err)
 {
-    bvm->tap_fd = fd_close(bvm->tap_fd);
     set_text(&bvm->vm->runtime.tap, NULL);
     call_begin(bvm, call, NULL);
-    if (job_run(bvm, job_remove_dir(bvm->run_dir, swept), err) < 0) {
+    if (clear_run_dir(bvm, swept, err) < 0) {
         bvm->call = NULL;
         return -1;
     }
@@ -368,8 +442,13 @@ static int run_qemu(struct backend_vm *bvm, char **argv, int log_fd, struct erro
         .stdin_fd = -1,
         .stdout_fd = log_fd,
         .stderr_fd = log_fd,
-        .extra_fds = {bvm->tap_fd, -1, -1, -1},
+        .extra_fds = {bvm->lock_fd, -1, -1, -1},
     };
+
+    if (bvm->tap_fd >= 0) { /* TAP_FD_IN_QEMU is the first */
+        spec.extra_fds[0] = bvm->tap_fd;
+        spec.extra_fds[1] = bvm->lock_fd;
+    }
 
     bvm->child = child_spawn(bvm->be->loop, &spec, process_exited, bvm, err);
     if (!bvm->child)
@@ -378,6 +457,7 @@ static int run_qemu(struct backend_vm *bvm, char **argv, int log_fd, struct erro
     bvm->alive = true;
     vmmlog_keep(bvm);
     bvm->tap_fd = fd_close(bvm->tap_fd); /* QEMU has its own now */
+    bvm->lock_fd = fd_close(bvm->lock_fd);
     return 0;
 }
 
