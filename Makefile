@@ -252,7 +252,7 @@ INSTALLED = $(SBINDIR)/vmmd $(BINDIR)/vmctl $(patsubst $(BUILD)/%,$(LIBEXEC)/%,$
     $(foreach page,$(notdir $(MANUALS)),$(MANDIR)/man$(subst .,,$(suffix $(page)))/$(page)) \
     $(DATADIR)/bash-completion/completions/vmctl $(DATADIR)/zsh/site-functions/_vmctl \
     $(DATADIR)/fish/vendor_completions.d/vmctl.fish \
-    $(DOCDIR)/README.md $(DOCDIR)/CHANGELOG.md $(DOCDIR)/errors.md $(DOCDIR)/openapi.yaml $(DOCDIR)/LICENSE
+    $(DOCDIR)/README.md $(DOCDIR)/CHANGELOG.md $(DOCDIR)/errors.md $(DOCDIR)/reliability.md $(DOCDIR)/openapi.yaml $(DOCDIR)/LICENSE
 
 $(BUILD)/completions/%: $(BUILD)/vmctl
 	@mkdir -p $(@D)
@@ -274,7 +274,7 @@ install: all manuals $(BUILD)/completions/bash $(BUILD)/completions/zsh $(BUILD)
 	install -m 644 $(BUILD)/completions/bash $(DESTDIR)$(DATADIR)/bash-completion/completions/vmctl
 	install -m 644 $(BUILD)/completions/zsh $(DESTDIR)$(DATADIR)/zsh/site-functions/_vmctl
 	install -m 644 $(BUILD)/completions/fish $(DESTDIR)$(DATADIR)/fish/vendor_completions.d/vmctl.fish
-	install -m 644 README.md CHANGELOG.md LICENSE docs/errors.md api/openapi.yaml $(DESTDIR)$(DOCDIR)/
+	install -m 644 README.md CHANGELOG.md LICENSE docs/errors.md docs/reliability.md api/openapi.yaml $(DESTDIR)$(DOCDIR)/
 	@test -n "$(DESTDIR)" || echo "Now: systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload && systemctl enable --now vmmd"
 
 uninstall: ## remove what install made; data and configuration stay

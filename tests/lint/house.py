@@ -318,6 +318,19 @@ def check_fields():
                 bad(path, text.count("\n", 0, match.start()) + 1, f"writes the field {match[1]}, which api/openapi.yaml has not")
 
 
+def check_promises():
+    """Every test that docs/reliability.md names is there."""
+    path, last = "docs/reliability.md", None
+    for number, line in enumerate(read(path).splitlines(), 1):
+        for file, test in re.findall(r"(?:((?:http|cli|e2e|ops|unit|fault)/\w+\.(?:py|c))|`)(?:::|`: `)(\w+)", line) + \
+                [(file, None) for file in re.findall(r"`((?:http|cli|e2e|ops|unit|fault)/\w+\.(?:py|c))", line)]:
+            last = file or last
+            if last is None or not os.path.exists(f"tests/{last}"):
+                bad(path, number, f"there is no tests/{last}")
+            elif test and not re.search(rf"\b{test}\b", read(f"tests/{last}")):
+                bad(path, number, f"there is no {test} in tests/{last}")
+
+
 CHECKS = {name[6:]: function for name, function in list(globals().items()) if name.startswith("check_")}
 
 
