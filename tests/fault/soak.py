@@ -113,6 +113,8 @@ class Soak(storm.Storm):
             return {ABSENT}
         if verb in ("suspend", "resume", "reset"):
             return before | {"failed", "stopped"}
+        if verb == "stop" and "suspended" in before:  # it is resumed first, to hear the power button
+            return before | {"failed", "stopped", "running"}
         return before | ANY if verb in ("restart", "destroy") else before | {"failed", "stopped"}
 
     def allowed(self, vm, code):
@@ -220,7 +222,8 @@ class Soak(storm.Storm):
             status, document = self.ask("GET", f"/v1/operations/{operation}")
             self.check_operation(operation, verb, status, document)
             if status == 200:
-                self.hold(verb != "destroy" or document["state"] == "succeeded" or vm.real, f"the destroy {operation} was not finished")
+                interrupted = document["error"] and document["error"]["code"] == PREFIX + "operation::interrupted"
+                self.hold(verb != "destroy" or not interrupted or vm.real, f"the destroy {operation} was not finished")
                 self.ended(vm, verb, before, document)
             return
         vm.may = before | self.reaches(verb, before, vm.body) | self.falls(verb, before)
