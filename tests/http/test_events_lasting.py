@@ -1,6 +1,5 @@
 """Events over the daemon's ends, and readers that are slow, many, or gone."""
 import concurrent.futures
-import os
 import resource
 import select
 import shutil
@@ -12,9 +11,9 @@ import pytest
 
 from lib.client import EventStream
 from lib.metrics import limit_used, samples
+from lib.smalldisk import small_daemon
 from lib.vmmd import SLOW, VMMD
 from lib.vms import create_body, destroy, eventually, make_vm
-from test_limits import small_disk  # noqa: F401 pylint: disable=unused-import
 
 LONG_ID = "r" * 60  # a request id that makes an event long
 
@@ -96,31 +95,27 @@ def test_no_event_is_lost_and_no_id_comes_twice_over_kill9(api, vmmd):
     assert follower.seen == replay(api)[:len(ids)], "what was seen is what is kept"
 
 
-def test_events_that_the_disk_refused_leave_a_gap_and_no_id_twice(small_disk):  # noqa: F811
-    api = small_disk.client()
-    make_vm(api)
-    follower = Follower(api)
-    filler = f"/proc/{small_disk.pid}/root{small_disk.data_dir}/filler"
-    with open(filler, "wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"\0" * 4096)
-        except OSError:
-            pass
-    refused = 0
-    for number in range(200):
-        refused += api.post("/v1/vms", create_body(f"v{number}", labels={"fill": "x" * 128}), prefer_wait=30).status == 507
-        if refused > 5:
-            break
-    assert refused > 5
-    os.unlink(filler)
-    eventually(lambda: api.post("/v1/vms", create_body("after"), prefer_wait=30).status, lambda s: s == 200, 10)
-    newest = as_of(api)
-    eventually(lambda: follower.seen[-1]["id"], lambda last: last >= newest, 10)
-    follower.end()
-    ids = [event["id"] for event in follower.seen]
-    assert ids == sorted(set(ids)) and ids[-1] - ids[0] >= len(ids), "ascending, with a gap"
-    assert follower.seen == replay(api)
+def test_events_that_the_disk_refused_leave_a_gap_and_no_id_twice():
+    with small_daemon("8m") as (daemon, disk):
+        api = daemon.client()
+        make_vm(api)
+        follower = Follower(api)
+        refused = 0
+        for number in range(3000):
+            disk.fill()
+            patch = {"labels": {f"l{i}": f"{number}" * 30 for i in range(60)}}
+            refused += api.patch("/v1/vms/web", patch).status == 507
+            if refused > 5:
+                break
+        assert refused > 5
+        disk.make_room()
+        eventually(lambda: api.post("/v1/vms", create_body("after"), prefer_wait=30).status, lambda s: s == 200, 10)
+        newest = as_of(api)
+        eventually(lambda: follower.seen[-1]["id"], lambda last: last >= newest, 10)
+        follower.end()
+        ids = [event["id"] for event in follower.seen]
+        assert ids == sorted(set(ids)) and ids[-1] - ids[0] >= len(ids), "ascending, with a gap"
+        assert replay(api, since=ids[-10]) == follower.seen[-9:], "the oldest may have given way"
 
 
 def test_cursor_of_a_lost_database_is_told(api, vmmd):
