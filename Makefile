@@ -22,7 +22,7 @@ UNITDIR  ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
 
-PACKAGES := libmicrohttpd jansson sqlite3 libuv libcurl libarchive libseccomp nettle
+PACKAGES := libmicrohttpd jansson sqlite3 libuv libcurl libarchive libseccomp nettle zlib liblzma libzstd
 WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wconversion -Wvla -Wno-missing-field-initializers -Werror
 # 5: the attribute and no comment says that a case falls through; clang takes nothing else and no number.
 WARNINGS += $(if $(findstring clang,$(CC)),-Wimplicit-fallthrough,-Wimplicit-fallthrough=5)
@@ -44,6 +44,8 @@ LIB_OBJ    := $(LIB_SRC:%.c=$(BUILD)/obj/%.o)
 BASE_OBJ   := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard daemon/base/*.c))
 CLIENT_OBJ := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard client/*.c))
 HELPERS    := $(patsubst daemon/helpers/%.c,$(BUILD)/%,$(wildcard daemon/helpers/*.c))
+CAGE_OBJ   := $(BUILD)/obj/daemon/helpers/cage/cage.o
+FETCH_OBJ  := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard daemon/helpers/fetch/*.c))
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
 OPS_TESTS  := $(patsubst tests/ops/%.c,$(BUILD)/tests/%,$(wildcard tests/ops/test_*.c))
 FAULT_TESTS := $(patsubst tests/fault/%.c,$(BUILD)/tests/%,$(wildcard tests/fault/test_*.c))
@@ -56,6 +58,7 @@ MANUALS    := $(patsubst contrib/man/%.scd,$(BUILD)/man/%,$(wildcard contrib/man
 DAEMON_LIBS = $(shell pkg-config --libs libmicrohttpd jansson sqlite3 libuv libarchive nettle)
 CLIENT_LIBS = $(shell pkg-config --libs libcurl jansson)
 HELPER_LIBS = $(shell pkg-config --libs libseccomp jansson)
+FETCH_LIBS  = $(shell pkg-config --libs libcurl nettle zlib liblzma libzstd)
 
 export PYTHONDONTWRITEBYTECODE := 1
 
@@ -74,8 +77,10 @@ $(BUILD)/vmmd: $(BUILD)/obj/daemon/main.o $(BUILD)/libvmmd.a
 $(BUILD)/vmctl: $(CLIENT_OBJ) $(BASE_OBJ)
 	$(CC) $(LDFLAGS) -o $@ $^ $(CLIENT_LIBS)
 
-$(HELPERS): $(BUILD)/%: $(BUILD)/obj/daemon/helpers/%.o $(BASE_OBJ)
+$(HELPERS): $(BUILD)/%: $(BUILD)/obj/daemon/helpers/%.o $(CAGE_OBJ) $(BASE_OBJ)
 	$(CC) $(LDFLAGS) -o $@ $^ $(HELPER_LIBS)
+$(BUILD)/vmmd-fetch: $(FETCH_OBJ)
+$(BUILD)/vmmd-fetch: HELPER_LIBS += $(FETCH_LIBS)
 
 $(BUILD)/libvmmd.a: $(LIB_OBJ)
 	@rm -f $@
@@ -95,8 +100,8 @@ $(BUILD)/gen/libexec: FORCE
 	@mkdir -p $(@D)
 	@echo '$(LIBEXEC)' | cmp -s - $@ || echo '$(LIBEXEC)' >$@
 # Where the helpers are when installed.
-$(BUILD)/obj/daemon/main.o: $(BUILD)/gen/libexec
-$(BUILD)/obj/daemon/main.o: CPPFLAGS += -DVMMD_LIBEXEC='"$(LIBEXEC)"'
+$(BUILD)/obj/daemon/main.o $(BUILD)/obj/client/cmd_image.o: $(BUILD)/gen/libexec
+$(BUILD)/obj/daemon/main.o $(BUILD)/obj/client/cmd_image.o: CPPFLAGS += -DVMMD_LIBEXEC='"$(LIBEXEC)"'
 
 .PHONY: FORCE missing-libraries
 FORCE:

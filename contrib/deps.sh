@@ -23,14 +23,15 @@ packages() {
     case $1 in
     build)
         echo "libc6-dev pkgconf|pkg-config libmicrohttpd-dev libjansson-dev libsqlite3-dev libuv1-dev" \
-            "libcurl4-openssl-dev|libcurl4-gnutls-dev|libcurl4-nss-dev libarchive-dev libseccomp-dev nettle-dev scdoc"
+            "libcurl4-openssl-dev|libcurl4-gnutls-dev|libcurl4-nss-dev libarchive-dev libseccomp-dev nettle-dev" \
+            "zlib1g-dev liblzma-dev libzstd-dev scdoc"
         ;;
     run) echo "qemu-system-x86 qemu-utils ovmf curl iproute2" ;;
     guest) "$here/guest/build.sh" --packages ;;
     test)
         # zsh and fish try the completions; npm brings the validator of openapi.yaml.
         echo "libcmocka-dev python3 python3-pytest python3-pytest-xdist python3-yaml python3-jsonschema" \
-            "ca-certificates openssh-client strace zsh fish nodejs"
+            "ca-certificates openssh-client strace zsh fish nodejs xz-utils zstd openssl"
         command -v npm >/dev/null || echo npm
         ;;
     bench) echo wrk ;;

@@ -31,6 +31,10 @@ struct config {
     int64_t memory_reserve_mb;
     int64_t restart_delay_ms, restart_max, restart_window_s;
     int64_t disk_reserve_mb;
+    char *fetch_allow[CONFIG_LIST_MAX + 1];
+    char *fetch_plain_http[CONFIG_LIST_MAX + 1];
+    char *fetch_ca_file;
+    int64_t fetch_stall_s, fetch_timeout_s;
     int64_t shutdown_grace_s;
     int64_t reconcile_interval_s, reap_grace_s;
 };

@@ -77,7 +77,8 @@ struct vm_labels {
 
 /* Every pointer is owned and NULL when not given. */
 struct vm_spec {
-    char *image; /* absolute path, or (with the image cache) a name */
+    char *image;                    /* absolute path, or the name of an image */
+    char *image_url, *image_sha256; /* in its place: fetched first */
     uint32_t vcpus;
     uint32_t memory_mb;
     uint32_t disk_gb; /* 0: as large as the image */
@@ -142,6 +143,8 @@ struct vm_runtime {
     char *qemu_version;
     char *tap;         /* the tap device made for it */
     char *disk_format; /* of the base image, from its header at create: never probed again */
+    char *image_name;  /* of the image cache, that the disk stands on; image_path is its file */
+    char *image_path;
 };
 
 enum vm_condition_type { VM_COND_READY, VM_COND_AGENT, VM_COND_DISK_IO, VM_COND_MAX };
@@ -200,6 +203,9 @@ struct vm {
 
 /* ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$ */
 bool vm_name_valid(const char *name);
+/* The file that the disk stands on; NULL: it has none, or it is not fetched yet. */
+const char *vm_base_path(const struct vm *vm);
+bool vm_spec_has_image(const struct vm_spec *spec);
 void vm_done(struct vm *vm); /* frees what it owns */
 void vm_spec_done(struct vm_spec *spec);
 void vm_runtime_stopped(struct vm_runtime *rt); /* clears what exists only while a process runs */

@@ -144,7 +144,7 @@ def test_ops(peer):
     listing = {"items": [operation(), done(ident="op-2", vm="db")], "next_cursor": None, "as_of_event": 1}
     peer.on("GET", "/v1/operations.*", (200, listing))
     lines = peer.vmctl("ops").stdout.splitlines()
-    assert lines[0].split() == ["ID", "KIND", "VM", "STATE", "STEP", "AGE"] and lines[2].split()[:5] == ["op-2", "vm.start", "db", "succeeded",
+    assert lines[0].split() == ["ID", "KIND", "SUBJECT", "STATE", "STEP", "AGE"] and lines[2].split()[:5] == ["op-2", "vm.start", "db", "succeeded",
                                                                                                         "-"]
     assert peer.vmctl("ops", "list", "-o", "name", "--state", "running", "-n", "5").stdout == "op-1\nop-2\n"
     assert peer.requests[-1].path == "/v1/operations?limit=5&state=running"

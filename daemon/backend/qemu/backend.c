@@ -14,12 +14,17 @@ static struct qemu_backend *self(struct backend *be)
     return CONTAINER_OF(be, struct qemu_backend, ops);
 }
 
-struct image_rules qemu_image_rules(struct qemu_backend *be)
+struct image_rules qemu_image_rules(const struct backend_vm *bvm)
 {
+    const struct qemu_backend *be = bvm->be;
+    const struct vm_runtime *rt = &bvm->vm->runtime;
+    bool cached = rt->image_path != NULL; /* by us: it lies where it lies, and was looked at when it came */
+
     return (struct image_rules){
         .helper = be->host.inspect,
-        .image_dirs = (const char *const *)be->image_dirs,
+        .image_dirs = cached ? NULL : (const char *const *)be->image_dirs,
         .max_bytes = be->max_image_bytes,
+        .mode = cached && rt->disk_format != NULL && strcmp(rt->disk_format, "raw") == 0 ? "raw" : NULL,
     };
 }
 
@@ -66,19 +71,19 @@ static int check_machine(const struct qemu_host *host, const struct vm_spec *spe
 
 static int check_source(const struct qemu_host *host, const struct vm_spec *spec, struct error *err)
 {
-    if (!spec->image && !spec->has_boot)
-        return bad_field(err, "/spec/image", "an absolute path, or boot with a kernel", "the VM has nothing to boot");
-    if (spec->image && spec->image[0] != '/')
-        return bad_field(err, "/spec/image", "an absolute path", "the image is not an absolute path");
+    bool has_image = vm_spec_has_image(spec);
+
+    if (!has_image && !spec->has_boot)
+        return bad_field(err, "/spec/image", "an image, or boot with a kernel", "the VM has nothing to boot");
     if (spec->has_boot && (!spec->boot.kernel || spec->boot.kernel[0] != '/'))
         return bad_field(err, "/spec/boot/kernel", "an absolute path", "the kernel is not an absolute path");
     if (spec->has_boot && spec->boot.initrd && spec->boot.initrd[0] != '/')
         return bad_field(err, "/spec/boot/initrd", "an absolute path", "the initrd is not an absolute path");
-    if (spec->image && !host->qemu_img[0])
+    if (has_image && !host->qemu_img[0])
         return error_set(err, ERR_BACKEND_NOT_AVAILABLE, "qemu-img is not installed (Debian: qemu-utils)");
-    if (spec->image && !host->inspect[0])
+    if (has_image && !host->inspect[0])
         return error_set(err, ERR_BACKEND_NOT_AVAILABLE, "vmmd-inspect is not installed beside vmmd");
-    if (!spec->image && spec->disk_gb)
+    if (!has_image && spec->disk_gb)
         return bad_field(err, "/spec/disk_gb", "null without an image", "a VM without an image has no disk");
     return 0;
 }

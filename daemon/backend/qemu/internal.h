@@ -166,7 +166,7 @@ int qemu_dirs_in(const char *data_dir, const char *runtime_dir, const char *id, 
                  struct error *err);
 int qemu_dirs(const struct qemu_backend *be, const char *id, char *work_dir, char *run_dir, struct error *err);
 
-struct image_rules qemu_image_rules(struct qemu_backend *be);
+struct image_rules qemu_image_rules(const struct backend_vm *bvm);
 /* The accelerator this spec gets here. */
 const char *qemu_accel(const struct qemu_backend *be, const struct vm_spec *spec);
 
