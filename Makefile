@@ -210,7 +210,7 @@ TSAN_FLAGS = BUILD=build-tsan SANITIZE=-fsanitize=thread HARDEN=-fPIE OPTIMISE='
 ASAN_TESTS ?= tests/http tests/cli
 TSAN_TESTS ?= tests/http/test_lifecycle.py tests/http/test_operations.py tests/http/test_events.py tests/http/test_restart.py
 # The sanitized programs, with a deadline stretched for them and coverage kept apart.
-sanitized = VMMD_BIN=$(CURDIR)/$(1)/vmmd VMCTL_BIN=$(CURDIR)/$(1)/vmctl VMMD_TEST_SLOW=4 VMMD_COVERAGE_DIR=$(CURDIR)/$(1)/coverage
+sanitized = VMMD_BIN=$(CURDIR)/$(1)/vmmd VMCTL_BIN=$(CURDIR)/$(1)/vmctl VMMD_TEST_SLOW=4 VMMD_SANITIZED=yes VMMD_COVERAGE_DIR=$(CURDIR)/$(1)/coverage
 
 .PHONY: check-asan check-tsan check-valgrind
 check-asan: export ASAN_OPTIONS = detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1
