@@ -67,7 +67,7 @@ static const struct option_def list_options[] = {
 };
 
 static const struct option_def wait_options[] = {
-    {"for", 0, "CONDITION", STATES " ready agent",
+    {"for", 0, "CONDITION", STATES " ready agent ip cloud_init",
      "a state (running, state:running) or condition; may be repeated (ready)"},
     {"timeout", 0, "SECONDS", NULL, "give up after so long (60)"},
     {0},

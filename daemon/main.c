@@ -411,6 +411,8 @@ static int make_backends(struct daemon *d, const char *helpers, struct error *er
         .console_log_max = (size_t)d->config.console_log_kb << 10,
         .vmm_log_max = (size_t)d->config.vmm_log_kb << 10,
         .max_image_gb = (unsigned)d->config.max_image_gb,
+        .lease_files = (const char *const *)d->config.lease_files,
+        .cloud_init_timeout_s = d->config.cloud_init_timeout_s,
     };
 
     d->backends[0] = qemu_backend_new(d->loop, &qc, err);

@@ -380,6 +380,15 @@ void live_vm_set_failure(struct live_vm *vm, enum error_code code, enum vm_failu
 void live_vm_set_end(struct live_vm *vm, const struct backend_exit *end);
 /* What an operation kept from being told: a disk that failed meanwhile. */
 void live_vm_told_late(struct live_vm *vm);
+/* Sets a condition, with its event in the change when that changes anything; whether it did. */
+bool live_vm_condition(struct live_vm *vm, enum vm_condition_type type, bool status, const char *reason,
+                       const char *message, struct change *ch);
+/* observed.c: the guest's addresses, and how cloud-init stands. */
+void live_vm_addresses(void *arg, const struct vm_address *list, unsigned n);
+void live_vm_cloud_init(void *arg, bool done, const char *reason, const char *message);
+/* Nothing is known of the guest any more (down), or not yet. */
+void live_vm_observed_none(struct live_vm *vm, bool down, const char *reason);
+
 /* The conditions of a VM that does not run. */
 void live_vm_conditions_down(struct live_vm *vm, const char *reason);
 void live_vm_conditions_booting(struct live_vm *vm);

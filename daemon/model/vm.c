@@ -102,7 +102,14 @@ int vm_state_error(enum vm_verb verb, const char *name, enum vm_state state, str
     return -1;
 }
 
-static const char *const condition_texts[VM_COND_MAX] = {"ready", "agent", "disk_io"};
+static const char *const condition_texts[VM_COND_MAX] = {"ready", "agent", "ip", "cloud_init", "disk_io"};
+
+const char *vm_address_source_text(enum vm_address_source source)
+{
+    static const char *const texts[VM_ADDRESS_SOURCE_MAX] = {"agent", "lease", "neighbour"};
+
+    return texts[source];
+}
 
 const char *vm_condition_text(enum vm_condition_type type)
 {
@@ -219,6 +226,7 @@ void vm_runtime_stopped(struct vm_runtime *rt)
     rt->started_at = 0;
     rt->start_ticks = 0;
     rt->boot_id[0] = '\0';
+    rt->n_addresses = 0;
 }
 
 static void runtime_done(struct vm_runtime *rt)

@@ -121,6 +121,17 @@ struct vm_spec {
     int64_t ttl_s; /* 0: none */
 };
 
+/* An address of the guest's network card, and how it is known. */
+enum vm_address_source { VM_ADDRESS_AGENT, VM_ADDRESS_LEASE, VM_ADDRESS_NEIGHBOUR, VM_ADDRESS_SOURCE_MAX };
+const char *vm_address_source_text(enum vm_address_source source);
+
+enum { VM_ADDRESSES_MAX = 8, VM_IP_MAX = 46 };
+struct vm_address {
+    char ip[VM_IP_MAX]; /* canonical */
+    enum vm_address_source source;
+    int64_t seen_at; /* wall ms */
+};
+
 /* What exists now.  Pointers owned, NULL or 0 when it does not exist. */
 struct vm_runtime {
     char *accel; /* "kvm", "tcg" or "noop" while running */
@@ -134,6 +145,8 @@ struct vm_runtime {
     char *vnc_addr;
     uint16_t ssh_host_port; /* allocated at create for user networks */
     char mac_addr[18];
+    struct vm_address addresses[VM_ADDRESSES_MAX]; /* the best first */
+    unsigned n_addresses;
     /* Not shown; kept with the VM so that it can be found again and frozen later. */
     uint64_t start_ticks;
     char boot_id[37];
@@ -147,7 +160,7 @@ struct vm_runtime {
     char *image_path;
 };
 
-enum vm_condition_type { VM_COND_READY, VM_COND_AGENT, VM_COND_DISK_IO, VM_COND_MAX };
+enum vm_condition_type { VM_COND_READY, VM_COND_AGENT, VM_COND_IP, VM_COND_CLOUD_INIT, VM_COND_DISK_IO, VM_COND_MAX };
 const char *vm_condition_text(enum vm_condition_type type);
 bool vm_condition_parse(const char *text, enum vm_condition_type *ret);
 
@@ -155,7 +168,7 @@ struct vm_condition {
     bool known; /* unknown conditions are not shown */
     bool status;
     char reason[32];
-    char message[160];
+    char message[240];
     int64_t since; /* wall ms */
 };
 

@@ -33,15 +33,27 @@ static json_t *positive_or_null(int64_t v)
     return v > 0 ? json_integer(v) : json_null();
 }
 
+static json_t *addresses_json(const struct vm_runtime *rt)
+{
+    json_t *list = json_array();
+
+    for (unsigned i = 0; i < rt->n_addresses; i++) {
+        const struct vm_address *a = &rt->addresses[i];
+        list = field_append(list, json_pack("{s:s,s:s,s:o}", "ip", a->ip, "source", vm_address_source_text(a->source),
+                                            "seen_at", time_or_null(a->seen_at)));
+    }
+    return list;
+}
+
 static json_t *runtime_json(const struct vm_runtime *rt)
 {
-    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:n,s:[]}", "accel", text_or_null(rt->accel), "pid",
+    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:n,s:o}", "accel", text_or_null(rt->accel), "pid",
                      positive_or_null(rt->pid), "started_at", time_or_null(rt->started_at), "work_dir",
                      text_or_null(rt->work_dir), "overlay_path", text_or_null(rt->overlay_path), "seed_iso_path",
                      text_or_null(rt->seed_iso_path), "qmp_socket", text_or_null(rt->qmp_socket), "console_socket",
                      text_or_null(rt->console_socket), "vnc_addr", text_or_null(rt->vnc_addr), "ssh_host_port",
                      positive_or_null(rt->ssh_host_port), "mac_addr", text_or_null(rt->mac_addr), "vsock_cid",
-                     "addresses");
+                     "addresses", addresses_json(rt));
 }
 
 static json_t *conditions_json(const struct vm *vm)
@@ -159,6 +171,26 @@ static bool take_text(char **ret, const json_t *obj, const char *name)
     return *ret != NULL;
 }
 
+static void addresses_from_json(const json_t *list, struct vm_runtime *rt)
+{
+    size_t i;
+    json_t *item;
+
+    json_array_foreach(list, i, item)
+    {
+        const char *ip = get_text(item, "ip"), *source = get_text(item, "source");
+        for (int s = 0; ip != NULL && source != NULL && s < VM_ADDRESS_SOURCE_MAX; s++) {
+            if (rt->n_addresses == VM_ADDRESSES_MAX ||
+                strcmp(source, vm_address_source_text((enum vm_address_source)s)) != 0)
+                continue;
+            struct vm_address *a = &rt->addresses[rt->n_addresses++];
+            snprintf(a->ip, sizeof(a->ip), "%s", ip);
+            a->source = (enum vm_address_source)s;
+            a->seen_at = get_time(item, "seen_at");
+        }
+    }
+}
+
 static bool runtime_from_json(const json_t *doc, const json_t *private_doc, struct vm_runtime *rt)
 {
     const char *mac = get_text(doc, "mac_addr"), *boot_id = get_text(private_doc, "boot_id");
@@ -167,6 +199,7 @@ static bool runtime_from_json(const json_t *doc, const json_t *private_doc, stru
     rt->started_at = get_time(doc, "started_at");
     rt->ssh_host_port = (uint16_t)get_int(doc, "ssh_host_port");
     rt->start_ticks = (uint64_t)get_int(private_doc, "start_ticks");
+    addresses_from_json(json_object_get(doc, "addresses"), rt);
     snprintf(rt->mac_addr, sizeof(rt->mac_addr), "%s", mac != NULL ? mac : "");
     snprintf(rt->boot_id, sizeof(rt->boot_id), "%s", boot_id != NULL ? boot_id : "");
     return take_text(&rt->accel, doc, "accel") && take_text(&rt->work_dir, doc, "work_dir") &&

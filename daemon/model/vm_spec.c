@@ -228,6 +228,25 @@ static bool hostname_valid(const char *s)
            strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.") == len;
 }
 
+/* A mapping, as far as can be told without reading YAML: after comments and marks comes a key or a brace.  What is none leaves
+ * the guest without a network and without a word. */
+static bool network_config_valid(const char *text)
+{
+    for (;;) {
+        text += strspn(text, " \t\r\n");
+        if (*text == '#' || *text == '%')
+            text += strcspn(text, "\n");
+        else if (strncmp(text, "---", 3) == 0)
+            text += 3;
+        else
+            break;
+    }
+    if (*text == '{')
+        return strchr(text, '}') != NULL;
+    size_t line = strcspn(text, "\r\n"), key = strcspn(text, ":");
+    return *text != '-' && *text != '[' && key > 0 && key < line && strchr(" \t\r\n", text[key + 1]) != NULL;
+}
+
 static int parse_cloud_init(const json_t *obj, const char *pointer, struct vm_spec *s, struct error *err)
 {
     static const char *const names[] = {"hostname",       "ssh_authorized_keys", "user_data", "vendor_data",
@@ -243,6 +262,8 @@ static int parse_cloud_init(const json_t *obj, const char *pointer, struct vm_sp
         return -1;
     if (ci->hostname != NULL && !hostname_valid(ci->hostname))
         return field_error(&f, "hostname", "a host name: letters, digits, - and .");
+    if (ci->network_config != NULL && !network_config_valid(ci->network_config))
+        return field_error(&f, "network_config", "a mapping in YAML or JSON, as cloud-init's network-config is");
     s->has_cloud_init = true;
     return 0;
 }

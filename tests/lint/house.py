@@ -32,7 +32,7 @@ TABLE = {
     "daemon/loop": (["base"], ["uv.h"]),
     "daemon/model": (["base"], ["jansson.h", "nettle/"]),
     "daemon/qmp": (["base", "loop"], ["jansson.h"]),
-    "daemon/guest": (["base", "loop"], ["jansson.h"]),
+    "daemon/guest": (["base", "loop"], ["jansson.h", "nettle/"]),
     "daemon/image": (["base", "loop"], ["jansson.h"]),
     "daemon/net": (["base", "loop"], []),
     "daemon/cloudinit": (["base", "loop"], ["jansson.h", "archive.h", "archive_entry.h"]),

@@ -14,6 +14,31 @@ static struct qemu_backend *self(struct backend *be)
     return CONTAINER_OF(be, struct qemu_backend, ops);
 }
 
+char **texts_copy(const char *const *list)
+{
+    size_t n = 0;
+    char **copy;
+
+    while (list && list[n])
+        n++;
+    copy = mem_zalloc((n + 1) * sizeof(char *));
+    for (size_t i = 0; copy && i < n; i++) {
+        copy[i] = mem_strdup(list[i]);
+        if (!copy[i]) {
+            texts_free(copy);
+            return NULL;
+        }
+    }
+    return copy;
+}
+
+void texts_free(char **list)
+{
+    for (char **text = list; text && *text; text++)
+        mem_free(*text);
+    mem_free(list);
+}
+
 struct image_rules qemu_image_rules(const struct backend_vm *bvm)
 {
     const struct qemu_backend *be = bvm->be;
@@ -244,9 +269,8 @@ static void qemu_free(struct backend *ops)
     qemu_probe_free(be->probe);
     qemu_host_done(&be->host);
     oom_free(be);
-    for (char **dir = be->image_dirs; dir && *dir; dir++)
-        mem_free(*dir);
-    mem_free(be->image_dirs);
+    texts_free(be->image_dirs);
+    texts_free(be->lease_files);
     mem_free(be->data_dir);
     mem_free(be->runtime_dir);
     mem_free(be->helper_dir);
@@ -289,22 +313,6 @@ static const struct backend vtable = {
     .free = qemu_free,
 };
 
-static char **copy_list(const char *const *list)
-{
-    size_t n = 0;
-    char **copy;
-
-    while (list && list[n])
-        n++;
-    copy = mem_zalloc((n + 1) * sizeof(char *));
-    for (size_t i = 0; copy && i < n; i++) {
-        copy[i] = mem_strdup(list[i]);
-        if (!copy[i])
-            return NULL; /* the daemon ends then: nothing is taken back */
-    }
-    return copy;
-}
-
 struct backend *qemu_backend_new(struct loop *loop, const struct qemu_config *config, struct error *err)
 {
     struct qemu_backend *be = mem_zalloc(sizeof(*be));
@@ -316,14 +324,16 @@ struct backend *qemu_backend_new(struct loop *loop, const struct qemu_config *co
         be->runtime_dir = mem_strdup(config->runtime_dir);
         be->helper_dir = mem_strdup(config->helper_dir);
         be->binary = mem_strdup(config->qemu_binary ? config->qemu_binary : "qemu-system-x86_64");
-        be->image_dirs = copy_list(config->image_dirs);
+        be->image_dirs = texts_copy(config->image_dirs);
         be->console_log_max = config->console_log_max ? config->console_log_max : 1 << 20;
         be->vmm_log_max = config->vmm_log_max ? config->vmm_log_max : 256 << 10;
         be->max_image_bytes = (uint64_t)(config->max_image_gb ? config->max_image_gb : 16384) << 30;
+        be->lease_files = texts_copy(config->lease_files);
+        be->cloud_init_timeout_ms = (config->cloud_init_timeout_s ? config->cloud_init_timeout_s : 600) * 1000;
         be->host.machines = json_array();
     }
     if (!be || !be->data_dir || !be->runtime_dir || !be->helper_dir || !be->binary || !be->image_dirs ||
-        !be->host.machines) {
+        !be->lease_files || !be->host.machines) {
         error_set(err, ERR_DAEMON_INTERNAL, "no memory for the backend qemu");
         if (be)
             qemu_free(&be->ops);

@@ -7,7 +7,8 @@
  *   plan.c      from a VM to the plan of argv.h         job.c      work on the pool for a VM; the call under way
  *   lock.c      who has a VM's disk                     manifest.c a VM written down beside it
  *   survey.c    what the host holds of VMs              reap.c     removes what nobody owns
- *   oom.c       was it the kernel, for want of memory? */
+ *   oom.c       was it the kernel, for want of memory?
+ *   observe.c   its guest's addresses                   seed.c     how cloud-init ended in it */
 #ifndef BACKEND_QEMU_INTERNAL_H
 #define BACKEND_QEMU_INTERNAL_H
 
@@ -46,6 +47,9 @@ struct qemu_backend {
     size_t vmm_log_max;
     uint64_t max_image_bytes;
     struct oom_group *oom_groups;
+    char **lease_files; /* NULL-terminated */
+    int64_t cloud_init_timeout_ms;
+    unsigned boots; /* observe.c: of all VMs */
     struct qemu_host host;
     struct qemu_probe *probe;
     void (*probed)(void *arg);
@@ -111,6 +115,7 @@ struct backend_vm {
     struct qmp *qmp;
     struct ask *asks;
     struct agent *agent;
+    struct observer *observer; /* observe.c */
     struct console *console;
     struct timer *timer; /* monitor.c: reconnect and heartbeat; the end of a guest that has ended */
     bool mute;           /* told: unresponsive */
@@ -215,6 +220,9 @@ int qemu_reap(struct backend *be, struct backend_trace *list,
 /* Calls fn for each QEMU that has its pidfile in a directory of runtime_dir/vms, that directory's name and its -uuid.  Pool. */
 void survey_processes(const char *runtime_dir, void (*fn)(void *arg, pid_t pid, const char *dir, const char *uuid),
                       void *arg);
+/* A NULL-terminated list of texts (NULL: empty), copied; NULL when memory is short. */
+char **texts_copy(const char *const *list);
+void texts_free(char **list);
 
 /* ---- plan.c ---- */
 
