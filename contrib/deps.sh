@@ -5,7 +5,8 @@
 #     contrib/deps.sh --need GROUP...   only look: exit 1 and say what is missing
 #     contrib/deps.sh --list GROUP...   print the packages
 #
-# Groups: build, run (QEMU and what the daemon calls), guest (what builds the test guest), test, bench, lint, valgrind, clang.
+# Groups: build, run (QEMU and what the daemon calls), guest (what builds the test guest), debian (what builds the Debian
+# guest), test, bench, lint, valgrind, clang.
 # `a|b` is met by either; what is missing is installed by its first name. Recommended packages are never installed.
 set -eu
 export LC_ALL=C
@@ -28,10 +29,11 @@ packages() {
         ;;
     run) echo "qemu-system-x86 qemu-utils ovmf curl iproute2" ;;
     guest) "$here/guest/build.sh" --packages ;;
+    debian) "$here/guest/debian.sh" --packages ;;
     test)
         # zsh and fish try the completions; npm brings the validator of openapi.yaml.
         echo "libcmocka-dev python3 python3-pytest python3-pytest-xdist python3-yaml python3-jsonschema" \
-            "ca-certificates openssh-client strace zsh fish nodejs xz-utils zstd openssl"
+            "python3-websocket ca-certificates openssh-client dnsmasq-base strace zsh fish nodejs xz-utils zstd openssl"
         command -v npm >/dev/null || echo npm
         ;;
     bench) echo wrk ;;
@@ -79,7 +81,7 @@ have_lists() {
     return 1
 }
 need_lists=
-case " $* " in *" guest "*) have_lists || need_lists=1 ;; esac
+case " $* " in *" guest "* | *" debian "*) have_lists || need_lists=1 ;; esac
 [ -n "$missing$need_lists" ] || exit 0
 
 if [ "$mode" = need ]; then
