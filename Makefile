@@ -22,7 +22,7 @@ UNITDIR  ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
 
-PACKAGES := libmicrohttpd jansson sqlite3 libuv libcurl libarchive libseccomp nettle
+PACKAGES := libmicrohttpd jansson sqlite3 libuv libcurl libarchive libseccomp nettle zlib liblzma libzstd
 WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wconversion -Wvla -Wno-missing-field-initializers -Werror
 # 5: the attribute and no comment says that a case falls through; clang takes nothing else and no number.
 WARNINGS += $(if $(findstring clang,$(CC)),-Wimplicit-fallthrough,-Wimplicit-fallthrough=5)
@@ -44,6 +44,8 @@ LIB_OBJ    := $(LIB_SRC:%.c=$(BUILD)/obj/%.o)
 BASE_OBJ   := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard daemon/base/*.c))
 CLIENT_OBJ := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard client/*.c))
 HELPERS    := $(patsubst daemon/helpers/%.c,$(BUILD)/%,$(wildcard daemon/helpers/*.c))
+CAGE_OBJ   := $(BUILD)/obj/daemon/helpers/cage/cage.o
+FETCH_OBJ  := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard daemon/helpers/fetch/*.c))
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
 OPS_TESTS  := $(patsubst tests/ops/%.c,$(BUILD)/tests/%,$(wildcard tests/ops/test_*.c))
 FAULT_TESTS := $(patsubst tests/fault/%.c,$(BUILD)/tests/%,$(wildcard tests/fault/test_*.c))
@@ -56,6 +58,7 @@ MANUALS    := $(patsubst contrib/man/%.scd,$(BUILD)/man/%,$(wildcard contrib/man
 DAEMON_LIBS = $(shell pkg-config --libs libmicrohttpd jansson sqlite3 libuv libarchive nettle)
 CLIENT_LIBS = $(shell pkg-config --libs libcurl jansson)
 HELPER_LIBS = $(shell pkg-config --libs libseccomp jansson)
+FETCH_LIBS  = $(shell pkg-config --libs libcurl nettle zlib liblzma libzstd)
 
 export PYTHONDONTWRITEBYTECODE := 1
 
@@ -74,8 +77,10 @@ $(BUILD)/vmmd: $(BUILD)/obj/daemon/main.o $(BUILD)/libvmmd.a
 $(BUILD)/vmctl: $(CLIENT_OBJ) $(BASE_OBJ)
 	$(CC) $(LDFLAGS) -o $@ $^ $(CLIENT_LIBS)
 
-$(HELPERS): $(BUILD)/%: $(BUILD)/obj/daemon/helpers/%.o $(BASE_OBJ)
+$(HELPERS): $(BUILD)/%: $(BUILD)/obj/daemon/helpers/%.o $(CAGE_OBJ) $(BASE_OBJ)
 	$(CC) $(LDFLAGS) -o $@ $^ $(HELPER_LIBS)
+$(BUILD)/vmmd-fetch: $(FETCH_OBJ)
+$(BUILD)/vmmd-fetch: HELPER_LIBS += $(FETCH_LIBS)
 
 $(BUILD)/libvmmd.a: $(LIB_OBJ)
 	@rm -f $@
@@ -95,8 +100,8 @@ $(BUILD)/gen/libexec: FORCE
 	@mkdir -p $(@D)
 	@echo '$(LIBEXEC)' | cmp -s - $@ || echo '$(LIBEXEC)' >$@
 # Where the helpers are when installed.
-$(BUILD)/obj/daemon/main.o: $(BUILD)/gen/libexec
-$(BUILD)/obj/daemon/main.o: CPPFLAGS += -DVMMD_LIBEXEC='"$(LIBEXEC)"'
+$(BUILD)/obj/daemon/main.o $(BUILD)/obj/client/cmd_image.o: $(BUILD)/gen/libexec
+$(BUILD)/obj/daemon/main.o $(BUILD)/obj/client/cmd_image.o: CPPFLAGS += -DVMMD_LIBEXEC='"$(LIBEXEC)"'
 
 .PHONY: FORCE missing-libraries
 FORCE:
@@ -141,9 +146,15 @@ benches: $(BENCHES)
 GUEST_FILES := $(addprefix build/guest/,vmlinuz initrd.img tiny.qcow2)
 .PHONY: guest
 guest: $(GUEST_FILES) ## build the test guest: build/guest/{vmlinuz,initrd.img,tiny.qcow2}
-$(GUEST_FILES) &: contrib/guest/build.sh $(shell find contrib/guest/rootfs)
+$(GUEST_FILES) &: contrib/guest/build.sh contrib/guest/disk.sh $(shell find contrib/guest/rootfs)
 	@contrib/deps.sh --need guest
 	contrib/guest/build.sh build/guest
+
+# What it is made from is looked up each time; made is it only once.
+.PHONY: guest-debian
+guest-debian: ## a stock Debian 12 cloud guest: build/guest/debian-12.qcow2 and .xz; about a minute, kept between builds
+	@contrib/deps.sh --need debian
+	contrib/guest/debian.sh build/guest
 
 ##@ Debian packages
 
@@ -152,7 +163,7 @@ deps: ## install what is missing to build vmmd, to run it and to make the guest
 	@contrib/deps.sh build run guest
 
 deps-all: ## … and to test it
-	@contrib/deps.sh build run guest test lint valgrind clang
+	@contrib/deps.sh build run guest debian test lint valgrind clang
 
 ##@ Try it
 
@@ -166,7 +177,7 @@ PYTEST     = $(PYTHON) -m pytest -q -n 2
 RUN_C      = tests/lib/run-c-tests.sh
 NEED_TESTS = @contrib/deps.sh --need build run test
 
-.PHONY: check check-unit check-http check-cli check-e2e check-storm check-crash soak
+.PHONY: check check-unit check-http check-cli check-e2e check-debian check-storm check-crash soak
 check: ## everything: packages, build, guest, lint and all tests
 	@MAKE='$(MAKE)' PYTHON='$(PYTHON)' tests/lib/check.sh
 
@@ -184,6 +195,10 @@ check-cli: all ## vmctl, from outside
 check-e2e: all guest ## real guests
 	$(NEED_TESTS)
 	@$(PYTEST) tests/e2e
+
+check-debian: all guest guest-debian ## a Debian cloud guest, which boots in a minute (DEBIAN="-k seed_to_destroy": one boot)
+	$(NEED_TESTS)
+	@$(PYTHON) -m pytest -q tests/debian $(DEBIAN)
 
 check-storm: all ## random clients, ends, kills and restarts (STORM="--seed 7 --seconds 300")
 	@$(PYTHON) tests/fault/stress.py $(STORM)
@@ -205,7 +220,7 @@ TSAN_FLAGS = BUILD=build-tsan SANITIZE=-fsanitize=thread HARDEN=-fPIE OPTIMISE='
 ASAN_TESTS ?= tests/http tests/cli
 TSAN_TESTS ?= tests/http/test_lifecycle.py tests/http/test_operations.py tests/http/test_events.py tests/http/test_restart.py
 # The sanitized programs, with a deadline stretched for them and coverage kept apart.
-sanitized = VMMD_BIN=$(CURDIR)/$(1)/vmmd VMCTL_BIN=$(CURDIR)/$(1)/vmctl VMMD_TEST_SLOW=4 VMMD_COVERAGE_DIR=$(CURDIR)/$(1)/coverage
+sanitized = VMMD_BIN=$(CURDIR)/$(1)/vmmd VMCTL_BIN=$(CURDIR)/$(1)/vmctl VMMD_TEST_SLOW=4 VMMD_SANITIZED=yes VMMD_COVERAGE_DIR=$(CURDIR)/$(1)/coverage
 
 .PHONY: check-asan check-tsan check-valgrind
 check-asan: export ASAN_OPTIONS = detect_leaks=1:detect_stack_use_after_return=1:strict_string_checks=1

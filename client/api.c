@@ -16,7 +16,7 @@
 #include "signals.h"
 #include "util.h"
 
-enum { CONNECT_MS = 5000, ANSWER_S = 30, PATIENCE_MS = 30000, RETRY_MS = 250 };
+enum { CONNECT_MS = 5000, ANSWER_S = 30, PATIENCE_MS = 30000, RETRY_MS = 250, TELL_MS = 200, UPLOAD_BUFFER = 1 << 20 };
 
 struct api {
     const struct cli *cli;
@@ -32,6 +32,8 @@ struct transfer {
     struct api_response *res;
     bool stopped;
     bool too_large;
+    long long sent; /* of an upload */
+    int64_t told_ms;
 };
 
 struct api *api_new(const struct cli *cli)
@@ -74,6 +76,24 @@ static size_t on_body(char *bytes, size_t one, size_t size, void *arg)
     return t->too_large ? 0 : size;
 }
 
+static size_t on_upload(char *bytes, size_t one, size_t size, void *arg)
+{
+    struct transfer *t = arg;
+    ssize_t n;
+
+    do {
+        n = read(*t->req->upload_fd, bytes, one * size);
+    } while (n < 0 && errno == EINTR && !signals_interrupted());
+    if (n < 0)
+        return CURL_READFUNC_ABORT;
+    t->sent += n;
+    if (t->req->sent != NULL && clock_mono_ms() - t->told_ms >= TELL_MS) {
+        t->told_ms = clock_mono_ms();
+        t->req->sent(t->req->arg, t->sent, t->req->upload_size);
+    }
+    return (size_t)n;
+}
+
 static size_t on_header(char *line, size_t one, size_t size, void *arg)
 {
     static const char name[] = "X-Next-Offset:";
@@ -112,7 +132,11 @@ static struct curl_slist *request_headers(const struct api *api, const struct ap
     char number[32];
 
     list = add_header(list, "Accept: %s", req->stream ? "*/*" : "application/json, application/problem+json");
-    list = add_header(list, "Expect:%s", "");
+    /* What is refused by its headers need not be sent. */
+    list = add_header(list, req->upload_fd != NULL ? "Expect: %s" : "Expect:%s",
+                      req->upload_fd != NULL ? "100-continue" : "");
+    if (req->upload_fd != NULL)
+        list = add_header(list, "Content-Type: %s", "application/octet-stream");
     if (req->body != NULL)
         list = add_header(list, "Content-Type: %s", "application/json");
     if (req->idempotency_key != NULL)
@@ -168,6 +192,15 @@ static void set_options(struct transfer *t, const char *url, struct curl_slist *
     if (req->heartbeat_s > 0) {
         curl_easy_setopt(easy, CURLOPT_LOW_SPEED_LIMIT, 1L);
         curl_easy_setopt(easy, CURLOPT_LOW_SPEED_TIME, (long)req->heartbeat_s);
+    }
+    if (req->upload_fd != NULL) {
+        curl_easy_setopt(easy, CURLOPT_UPLOAD, 1L);
+        curl_easy_setopt(easy, CURLOPT_READFUNCTION, on_upload);
+        curl_easy_setopt(easy, CURLOPT_READDATA, t);
+        curl_easy_setopt(easy, CURLOPT_UPLOAD_BUFFERSIZE, (long)UPLOAD_BUFFER);
+        if (req->upload_size >= 0)
+            curl_easy_setopt(easy, CURLOPT_INFILESIZE_LARGE, (curl_off_t)req->upload_size);
+        return;
     }
     if (strcmp(method, "POST") == 0) {
         curl_easy_setopt(easy, CURLOPT_POST, 1L);

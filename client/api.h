@@ -27,6 +27,9 @@ struct api_request {
     bool stream;             /* an answer without end: no timeout */
     int heartbeat_s;         /* a stream that is silent so long is lost; 0: never */
     long long last_event_id; /* Last-Event-ID, when > 0 */
+    const int *upload_fd;    /* the body is what this gives, to its end */
+    int64_t upload_size;     /* bytes of it, -1: not known */
+    void (*sent)(void *arg, long long done, long long total); /* how much of it was sent; may be NULL */
     /* Takes the body of a 2xx answer as it comes; returns false to stop. NULL: the body is kept in the response. */
     bool (*sink)(void *arg, const char *bytes, size_t size);
     void *arg;

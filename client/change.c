@@ -16,6 +16,14 @@
 
 enum { WATCHED_WAIT_S = 1, QUIET_WAIT_S = 30, EARLY_MS = 200 };
 
+const char *operation_subject(const json_t *operation)
+{
+    const json_t *target = json_object_get(operation, "target");
+    const char *image = json_text(target, "image");
+
+    return image[0] != '\0' ? image : json_text(target, "vm_name");
+}
+
 bool operation_ended(const json_t *operation)
 {
     const char *state = json_text(operation, "state");

@@ -32,6 +32,9 @@ int change_wait(const struct cli *cli, struct change *c);
 
 void change_done(struct change *c);
 
+/* The name of what it is about: a VM, or an image. */
+const char *operation_subject(const json_t *operation);
+
 /* Whether the operation has ended. */
 bool operation_ended(const json_t *operation);
 

@@ -31,7 +31,7 @@ struct option_def {
 };
 
 /* What the words after a command are, for usage and completion. */
-enum word_kind { WORD_NONE, WORD_VM, WORD_CODE, WORD_COMMAND, WORD_SHELL, WORD_OPERATION, WORD_ADOPTABLE };
+enum word_kind { WORD_NONE, WORD_VM, WORD_CODE, WORD_COMMAND, WORD_SHELL, WORD_OPERATION, WORD_ADOPTABLE, WORD_IMAGE };
 
 struct cli;
 struct args;
@@ -128,6 +128,7 @@ int cmd_events(struct cli *cli, const struct args *args);
 int cmd_ops(struct cli *cli, const struct args *args);
 int cmd_doctor(struct cli *cli, const struct args *args);
 int cmd_adopt(struct cli *cli, const struct args *args);
+int cmd_image(struct cli *cli, const struct args *args);
 int cmd_host(struct cli *cli, const struct args *args);
 int cmd_errors(struct cli *cli, const struct args *args);
 int cmd_explain(struct cli *cli, const struct args *args);

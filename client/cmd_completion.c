@@ -14,6 +14,7 @@ static const char *const word_lists[] = {
     [WORD_SHELL] = "bash zsh fish",
     [WORD_OPERATION] = "list show cancel $(vmctl ops -o name 2>/dev/null)",
     [WORD_ADOPTABLE] = "$(vmctl adopt -o name 2>/dev/null)",
+    [WORD_IMAGE] = "list pull inspect rm convert prune upload $(vmctl image -o name 2>/dev/null)",
 };
 
 static void put_commands(const char *between)
@@ -151,6 +152,7 @@ static void put_zsh_words(const struct command *command)
         [WORD_SHELL] = "(bash zsh fish)",
         [WORD_OPERATION] = "(list show cancel)",
         [WORD_ADOPTABLE] = "_vmctl_adoptable",
+        [WORD_IMAGE] = "_vmctl_images",
     };
 
     if (functions[command->word_kind] != NULL)
@@ -162,6 +164,8 @@ static int zsh(void)
     out_puts("#compdef vmctl\n"
              "# zsh completion for vmctl: vmctl completion zsh > a directory of $fpath, as _vmctl\n"
              "_vmctl_vms() { compadd -- ${(f)\"$(vmctl list -o name 2>/dev/null)\"} }\n"
+             "_vmctl_images() { compadd -- list pull inspect rm convert prune upload ${(f)\"$(vmctl image -o name "
+             "2>/dev/null)\"}; _files }\n"
              "_vmctl_codes() { compadd -- ${(f)\"$(vmctl errors -o name 2>/dev/null)\"} }\n"
              "_vmctl_adoptable() { compadd -- ${(f)\"$(vmctl adopt -o name 2>/dev/null)\"} }\n"
              "_vmctl_commands() {\n    local -a names\n    names=(\n");
@@ -225,6 +229,7 @@ static int fish(void)
         [WORD_SHELL] = "bash zsh fish",
         [WORD_OPERATION] = "list show cancel (vmctl ops -o name 2>/dev/null)",
         [WORD_ADOPTABLE] = "(vmctl adopt -o name 2>/dev/null)",
+        [WORD_IMAGE] = "list pull inspect rm convert prune upload (vmctl image -o name 2>/dev/null)",
     };
 
     out_puts("# fish completion for vmctl: vmctl completion fish > ~/.config/fish/completions/vmctl.fish\n"

@@ -115,7 +115,7 @@ static int set_string(const struct args *args, const char *option, json_t *objec
     return EXIT_DONE;
 }
 
-/* Names of cached images have no slash; what has one, or is a file here, is a path. */
+/* Names of cached images have no slash; what has one, or is a file here, is a path, made absolute. */
 static void set_image(const struct args *args, json_t *spec)
 {
     const char *image = args_value(args, "image"), *url = args_value(args, "image-url");
@@ -128,6 +128,8 @@ static void set_image(const struct args *args, json_t *spec)
         json_object_set_new(spec, "image", json_string(image));
     else if (url != NULL)
         json_object_set_new(spec, "image_url", json_string(url));
+    if (args_has(args, "image-sha256"))
+        json_object_set_new(spec, "image_sha256", json_string(args_value(args, "image-sha256")));
 }
 
 static int set_boot(const struct args *args, json_t *spec)

@@ -75,8 +75,9 @@ static void add_row(struct table *table, const json_t *vm)
 {
     const json_t *spec = json_object_get(vm, "spec"), *runtime = json_object_get(vm, "runtime");
     char state[64], vcpus[32], memory[32], network[128], pid[32], ssh[32], age[32];
-    const char *cells[] = {
-        json_text(vm, "name"), state, json_text(vm, "backend"), vcpus, memory, network, pid, ssh, age};
+    const char *ip = json_text(json_array_get(json_object_get(runtime, "addresses"), 0), "ip");
+    const char *cells[] = {json_text(vm, "name"),    state, json_text(vm, "backend"), vcpus, memory, network, pid, ssh,
+                           ip[0] != '\0' ? ip : "-", age};
 
     state_text(vm, state, sizeof(state));
     number_text(spec, "vcpus", "", "", vcpus, sizeof(vcpus));
@@ -90,7 +91,8 @@ static void add_row(struct table *table, const json_t *vm)
 
 static void print_list(const struct cli *cli, const struct args *args, const json_t *items)
 {
-    static const char *const head[] = {"NAME", "STATE", "BACKEND", "VCPUS", "MEM", "NETWORK", "PID", "SSH", "AGE"};
+    static const char *const head[] = {"NAME",    "STATE", "BACKEND", "VCPUS", "MEM",
+                                       "NETWORK", "PID",   "SSH",     "IP",    "AGE"};
     struct table table = {.columns = ARRAY_SIZE(head)};
     const json_t *vm;
     size_t i;
@@ -185,7 +187,8 @@ static void print_network(const json_t *vm)
     text_line("MAC:", runtime, "mac_addr");
     json_array_foreach(json_object_get(runtime, "addresses"), i, item)
     {
-        line("Address:", "%s (%s)", json_text(item, "ip"), json_text(item, "source"));
+        line("Address:", "%s (%s, seen %s)", json_text(item, "ip"), json_text(item, "source"),
+             json_text(item, "seen_at"));
     }
 }
 

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "api.h"
+#include "change.h"
 #include "cli.h"
 #include "diagnostic.h"
 #include "output.h"
@@ -18,7 +19,7 @@ static char *operation_path(const char *id)
 
 static void print_list(const struct cli *cli, const json_t *items)
 {
-    static const char *const head[] = {"ID", "KIND", "VM", "STATE", "STEP", "AGE"};
+    static const char *const head[] = {"ID", "KIND", "SUBJECT", "STATE", "STEP", "AGE"};
     struct table table = {.columns = ARRAY_SIZE(head)};
     const json_t *operation;
     size_t i;
@@ -29,12 +30,9 @@ static void print_list(const struct cli *cli, const json_t *items)
     {
         const char *step = json_text(operation, "step");
         char age[32];
-        const char *cells[] = {json_text(operation, "id"),
-                               json_text(operation, "kind"),
-                               json_text(json_object_get(operation, "target"), "vm_name"),
-                               json_text(operation, "state"),
-                               step[0] != '\0' ? step : "-",
-                               age};
+        const char *cells[] = {json_text(operation, "id"),   json_text(operation, "kind"),
+                               operation_subject(operation), json_text(operation, "state"),
+                               step[0] != '\0' ? step : "-", age};
 
         format_age(json_text(operation, "created_at"), age, sizeof(age));
         if (cli->format == FORMAT_NAME)
@@ -80,7 +78,10 @@ static void print_operation(const json_t *operation)
 
     out_line("Operation:   %s", json_text(operation, "id"));
     out_line("Kind:        %s", json_text(operation, "kind"));
-    out_line("VM:          %s", json_text(json_object_get(operation, "target"), "vm_name"));
+    if (json_text(json_object_get(operation, "target"), "image")[0] != '\0')
+        out_line("Image:       %s", operation_subject(operation));
+    else
+        out_line("VM:          %s", operation_subject(operation));
     out_line("State:       %s", json_text(operation, "state"));
     if (json_text(operation, "method")[0] != '\0')
         out_line("Method:      %s", json_text(operation, "method"));

@@ -15,8 +15,9 @@ const struct option_def global_options[] = {
 
 static const struct option_def create_options[] = {
     {"name", 0, "NAME", NULL, "the VM's name, in place of the word NAME"},
-    {"image", 0, "PATH", NULL, "disk image to start from; a relative path is made absolute"},
-    {"image-url", 0, "URL", NULL, "where to fetch the image from, by a daemon that fetches; --image wins over it"},
+    {"image", 0, "NAME|PATH", NULL, "image of the cache, or disk image on this host, to start from"},
+    {"image-url", 0, "URL", NULL, "pull the image from here first; --image wins over it"},
+    {"image-sha256", 0, "DIGEST", NULL, "what the digest of --image-url must be"},
     {"vcpus", 0, "N", NULL, "virtual CPUs (1)"},
     {"memory", 0, "MIB", NULL, "memory in MiB (1024)"},
     {"disk", 0, "GIB", NULL, "disk size in GiB, never smaller than the image"},
@@ -66,7 +67,7 @@ static const struct option_def list_options[] = {
 };
 
 static const struct option_def wait_options[] = {
-    {"for", 0, "CONDITION", STATES " ready agent",
+    {"for", 0, "CONDITION", STATES " ready agent ip cloud_init",
      "a state (running, state:running) or condition; may be repeated (ready)"},
     {"timeout", 0, "SECONDS", NULL, "give up after so long (60)"},
     {0},
@@ -114,6 +115,16 @@ static const struct option_def adopt_options[] = {
     {0},
 };
 
+static const struct option_def image_options[] = {
+    {"name", 0, "NAME", NULL, "the image's name in the cache (pull, upload), or the new image's (convert)"},
+    {"sha256", 0, "DIGEST", NULL, "what the digest of the bytes must be (pull, upload)"},
+    {"format", 0, "FORMAT", "qcow2 raw vmdk vdi vhdx vpc",
+     "as it comes (pull, upload), or as it becomes (convert; qcow2)"},
+    {"dry-run", 0, NULL, NULL, "only say what would be removed (prune)"},
+    {"idempotency-key", 0, "KEY", NULL, "repeat a request safely (pull, convert)"},
+    {0},
+};
+
 const struct command commands[] = {
     {"create", "[NAME]", "make a VM", WORD_NONE, 0, 1, create_options, cmd_create},
     {"start", "NAME…", "start VMs", WORD_VM, 1, WORDS_MAX, verb_options, cmd_start},
@@ -137,6 +148,8 @@ const struct command commands[] = {
     {"doctor", "", "show what no VM owns on the host, and remove it", WORD_NONE, 0, 0, doctor_options, cmd_doctor},
     {"adopt", "[NAME… | --all]", "take back VMs that the database does not know", WORD_ADOPTABLE, 0, WORDS_MAX,
      adopt_options, cmd_adopt},
+    {"image", "[list | pull URL | inspect NAME|PATH | rm NAME… | convert NAME | prune | upload FILE]",
+     "look after the image cache", WORD_IMAGE, 0, WORDS_MAX, image_options, cmd_image},
     {"host", "", "show what this host can do", WORD_NONE, 0, 0, NULL, cmd_host},
     {"errors", "[CODE]", "list the error codes, or explain one", WORD_CODE, 0, 1, NULL, cmd_errors},
     {"version", "", "show the versions of vmctl and of the daemon", WORD_NONE, 0, 0, NULL, cmd_version},

@@ -5,7 +5,8 @@
 #     contrib/deps.sh --need GROUP...   only look: exit 1 and say what is missing
 #     contrib/deps.sh --list GROUP...   print the packages
 #
-# Groups: build, run (QEMU and what the daemon calls), guest (what builds the test guest), test, bench, lint, valgrind, clang.
+# Groups: build, run (QEMU and what the daemon calls), guest (what builds the test guest), debian (what builds the Debian
+# guest), test, bench, lint, valgrind, clang.
 # `a|b` is met by either; what is missing is installed by its first name. Recommended packages are never installed.
 set -eu
 export LC_ALL=C
@@ -23,14 +24,16 @@ packages() {
     case $1 in
     build)
         echo "libc6-dev pkgconf|pkg-config libmicrohttpd-dev libjansson-dev libsqlite3-dev libuv1-dev" \
-            "libcurl4-openssl-dev|libcurl4-gnutls-dev|libcurl4-nss-dev libarchive-dev libseccomp-dev nettle-dev scdoc"
+            "libcurl4-openssl-dev|libcurl4-gnutls-dev|libcurl4-nss-dev libarchive-dev libseccomp-dev nettle-dev" \
+            "zlib1g-dev liblzma-dev libzstd-dev scdoc"
         ;;
     run) echo "qemu-system-x86 qemu-utils ovmf curl iproute2" ;;
     guest) "$here/guest/build.sh" --packages ;;
+    debian) "$here/guest/debian.sh" --packages ;;
     test)
         # zsh and fish try the completions; npm brings the validator of openapi.yaml.
         echo "libcmocka-dev python3 python3-pytest python3-pytest-xdist python3-yaml python3-jsonschema" \
-            "ca-certificates openssh-client strace zsh fish nodejs"
+            "python3-websocket ca-certificates openssh-client dnsmasq-base strace zsh fish nodejs xz-utils zstd openssl"
         command -v npm >/dev/null || echo npm
         ;;
     bench) echo wrk ;;
@@ -78,7 +81,7 @@ have_lists() {
     return 1
 }
 need_lists=
-case " $* " in *" guest "*) have_lists || need_lists=1 ;; esac
+case " $* " in *" guest "* | *" debian "*) have_lists || need_lists=1 ;; esac
 [ -n "$missing$need_lists" ] || exit 0
 
 if [ "$mode" = need ]; then

@@ -28,6 +28,7 @@ static const struct key {
     {"token_file", KEY_PATH, offsetof(struct config, token_file)},
     {"no_auth", KEY_BOOL, offsetof(struct config, no_auth)},
     {"image_dirs", KEY_PATHS, offsetof(struct config, image_dirs)},
+    {"lease_files", KEY_PATHS, offsetof(struct config, lease_files)},
     {"qemu", KEY_TEXT, offsetof(struct config, qemu)},
     {"log_level", KEY_LOG_LEVEL, offsetof(struct config, log_level)},
     {"log_format", KEY_LOG_FORMAT, offsetof(struct config, log_json)},
@@ -50,6 +51,12 @@ static const struct key {
     {"restart_max", KEY_INT, offsetof(struct config, restart_max), 1, 1000000},
     {"restart_window_s", KEY_INT, offsetof(struct config, restart_window_s), 1, 31536000},
     {"disk_reserve_mb", KEY_INT, offsetof(struct config, disk_reserve_mb), 0, 1048576},
+    {"fetch_allow", KEY_LIST, offsetof(struct config, fetch_allow)},
+    {"fetch_plain_http", KEY_LIST, offsetof(struct config, fetch_plain_http)},
+    {"fetch_ca_file", KEY_PATH, offsetof(struct config, fetch_ca_file)},
+    {"fetch_stall_s", KEY_INT, offsetof(struct config, fetch_stall_s), 1, 3600},
+    {"fetch_timeout_s", KEY_INT, offsetof(struct config, fetch_timeout_s), 10, 604800},
+    {"cloud_init_timeout_s", KEY_INT, offsetof(struct config, cloud_init_timeout_s), 1, 86400},
     {"shutdown_grace_s", KEY_INT, offsetof(struct config, shutdown_grace_s), 0, 3600},
     {"reconcile_interval_s", KEY_INT, offsetof(struct config, reconcile_interval_s), 0, 86400},
     {"reap_grace_s", KEY_INT, offsetof(struct config, reap_grace_s), 0, 31536000},
@@ -77,6 +84,9 @@ void config_defaults(struct config *config)
         .restart_max = 5,
         .restart_window_s = 600,
         .disk_reserve_mb = 64,
+        .fetch_stall_s = 30,
+        .fetch_timeout_s = 21600,
+        .cloud_init_timeout_s = 600,
         .shutdown_grace_s = 5,
         .reconcile_interval_s = 30,
         .reap_grace_s = 60,
@@ -244,6 +254,10 @@ char *config_default_path(void)
     return path;
 }
 
+/* Where dnsmasq keeps its leases: Debian, Fedora, and libvirt's default network. */
+static const char default_lease_files[] =
+    "/var/lib/misc/dnsmasq.leases:/var/lib/dnsmasq/dnsmasq.leases:/var/lib/libvirt/dnsmasq/default.leases";
+
 /* XDG's place for a user, the system's for root. */
 static char *place(const char *system, const char *xdg_name, const char *home_part)
 {
@@ -268,6 +282,8 @@ int config_finish(struct config *config, struct error *err)
         config->socket = mem_printf("%s/vmmd.sock", config->runtime_dir);
     if (config->socket_group == NULL)
         config->socket_group = mem_strdup("vmmd");
+    if (config->lease_files[0] == NULL && add_items(config->lease_files, default_lease_files, ":", err) < 0)
+        return -1;
     if (config->data_dir == NULL || config->runtime_dir == NULL || config->socket == NULL ||
         config->socket_group == NULL)
         return error_set(err, ERR_IO, "no place for the data: set HOME, or give --data-dir and --runtime-dir");

@@ -18,6 +18,7 @@ struct config {
     char *socket_group;
     char *listen[CONFIG_LIST_MAX + 1];
     char *image_dirs[CONFIG_LIST_MAX + 1];
+    char *lease_files[CONFIG_LIST_MAX + 1];
     char *token_file;
     char *qemu;
     bool no_auth;
@@ -31,6 +32,11 @@ struct config {
     int64_t memory_reserve_mb;
     int64_t restart_delay_ms, restart_max, restart_window_s;
     int64_t disk_reserve_mb;
+    char *fetch_allow[CONFIG_LIST_MAX + 1];
+    char *fetch_plain_http[CONFIG_LIST_MAX + 1];
+    char *fetch_ca_file;
+    int64_t fetch_stall_s, fetch_timeout_s;
+    int64_t cloud_init_timeout_s;
     int64_t shutdown_grace_s;
     int64_t reconcile_interval_s, reap_grace_s;
 };

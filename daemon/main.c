@@ -49,6 +49,7 @@ struct daemon {
     struct timer *alive; /* the loop goes on while it waits for the store alone */
     bool stopping, core_stopped, server_drained;
     int status;
+    char helper_dir[PATH_MAX];
 };
 
 static const char usage_text[] =
@@ -399,18 +400,19 @@ static const char *helper_dir(char out[PATH_MAX])
     return helper != NULL && access(helper, X_OK) == 0 ? out : VMMD_LIBEXEC;
 }
 
-static int make_backends(struct daemon *d, struct error *err)
+static int make_backends(struct daemon *d, const char *helpers, struct error *err)
 {
-    char dir[PATH_MAX];
     struct qemu_config qc = {
         .data_dir = d->config.data_dir,
         .runtime_dir = d->config.runtime_dir,
-        .helper_dir = helper_dir(dir),
+        .helper_dir = helpers,
         .image_dirs = (const char *const *)d->config.image_dirs,
         .qemu_binary = d->config.qemu,
         .console_log_max = (size_t)d->config.console_log_kb << 10,
         .vmm_log_max = (size_t)d->config.vmm_log_kb << 10,
         .max_image_gb = (unsigned)d->config.max_image_gb,
+        .lease_files = (const char *const *)d->config.lease_files,
+        .cloud_init_timeout_s = d->config.cloud_init_timeout_s,
     };
 
     d->backends[0] = qemu_backend_new(d->loop, &qc, err);
@@ -426,6 +428,7 @@ static void stay(void *arg)
 static int build(struct daemon *d, struct error *err)
 {
     struct core_config cc;
+    const char *helpers = helper_dir(d->helper_dir);
 
     if (dir_make(d->config.data_dir, 0700, err) < 0 || dir_make(d->config.runtime_dir, 0755, err) < 0 ||
         parent_make(d->config.socket, err) < 0 || lock_data_dir(d, err) < 0)
@@ -443,13 +446,20 @@ static int build(struct daemon *d, struct error *err)
     timer_start(d->alive, STAY_MS, STAY_MS);
     d->waker = loop_waker_new(d->loop, store_ready, d, err);
     if (d->waker == NULL || store_open(d->config.data_dir, store_wake, d->waker, &d->store, err) < 0 ||
-        make_backends(d, err) < 0)
+        make_backends(d, helpers, err) < 0)
         return -1;
     core_config_defaults(&cc);
     cc.data_dir = d->config.data_dir;
     cc.runtime_dir = d->config.runtime_dir;
     cc.disk_reserve_mb = d->config.disk_reserve_mb;
     cc.image_dirs = (const char *const *)d->config.image_dirs;
+    cc.helper_dir = helpers;
+    cc.max_image_bytes = (uint64_t)d->config.max_image_gb << 30;
+    cc.fetch_allow = (const char *const *)d->config.fetch_allow;
+    cc.fetch_plain = (const char *const *)d->config.fetch_plain_http;
+    cc.fetch_ca_file = d->config.fetch_ca_file;
+    cc.fetch_stall_s = d->config.fetch_stall_s;
+    cc.fetch_timeout_s = d->config.fetch_timeout_s;
     cc.events_keep = d->config.events_keep;
     cc.operations_keep_s = d->config.operations_keep_s;
     cc.max_vms = (unsigned)d->config.max_vms;

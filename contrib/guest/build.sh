@@ -11,8 +11,12 @@ set -euo pipefail
 export LC_ALL=C
 umask 022
 
+here=$(cd "$(dirname "$0")" && pwd)
+# shellcheck source=contrib/guest/disk.sh
+. "$here/disk.sh"
+
 # What the host must have (Debian package names); `build.sh --packages` prints it.
-HOST_PACKAGES="cpio zstd kmod e2fsprogs mtools dosfstools fdisk grub-common grub-pc-bin grub-efi-amd64-bin qemu-utils fakeroot"
+HOST_PACKAGES="cpio zstd kmod $DISK_PACKAGES"
 
 # What the guest is made of, beside the kernel. Libraries are checked for completeness below.
 GUEST_PACKAGES="busybox-static dropbear-bin openssh-sftp-server qemu-guest-agent
@@ -32,7 +36,6 @@ if [ "${1:-}" = --packages ]; then
 fi
 [ $# -eq 1 ] || { echo "usage: build.sh OUTDIR | --packages" >&2; exit 2; }
 
-here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
 out=$(cd "$1" && pwd)
 export PATH=$PATH:/usr/sbin:/sbin
@@ -44,11 +47,10 @@ trap 'exit 130' INT TERM HUP
 say() { echo "guest: $*"; }
 die() { echo "guest: $*" >&2; exit 1; }
 
-for tool in apt-get dpkg-deb cpio zstd depmod modprobe mke2fs mformat mcopy sfdisk grub-mkimage qemu-img; do
+for tool in apt-get dpkg-deb cpio zstd depmod modprobe; do
     command -v $tool >/dev/null || die "$tool is missing; the host needs: $HOST_PACKAGES"
 done
-[ -e /usr/lib/grub/i386-pc/boot.img ] || die "grub-pc-bin is missing"
-[ -e /usr/lib/grub/x86_64-efi/moddep.lst ] || die "grub-efi-amd64-bin is missing"
+disk_check
 # Files in the images belong to root whoever builds.
 as_root=
 if [ "$(id -u)" -ne 0 ]; then
@@ -149,48 +151,10 @@ make_direct() {
         zstd -q -19 >"$work/initrd.img"
 }
 
-# A number as N little-endian bytes, for printf.
-bytes() {
-    local value=$1 n=$2 i
-    for ((i = 0; i < n; i++)); do
-        printf '\\x%02x' $((value >> (8 * i) & 255))
-    done
-}
-
-# Writes those bytes into a file at an offset.
-# shellcheck disable=SC2059 # escapes are what it is made of
-poke() { printf "$(bytes "$3" "$4")" | dd of="$1" bs=1 seek="$2" conv=notrunc status=none; }
-
-# What grub-install would do, without a device: boot.img into the MBR (its partition table stays), core.img into the
-# bios_boot partition, both told where that is; and the EFI program into the ESP.
-make_loader() {
-    local dir=$work/grub bios_sector=$1
-    mkdir -p "$dir"
-    cat >"$dir/early.cfg" <<CFG
-search --no-floppy --label $ROOT_LABEL --set=root
-set prefix=(\$root)/boot/grub
-configfile \$prefix/grub.cfg
-CFG
-    local modules="part_gpt ext2 search search_label configfile normal linux echo serial terminal"
-    # shellcheck disable=SC2086 # a list
-    {
-        grub-mkimage -O i386-pc -d /usr/lib/grub/i386-pc -p /boot/grub -c "$dir/early.cfg" -o "$dir/core.img" biosdisk $modules
-        grub-mkimage -O x86_64-efi -d /usr/lib/grub/x86_64-efi -p /boot/grub -c "$dir/early.cfg" -o "$dir/BOOTX64.EFI" $modules fat efi_gop
-    }
-    # core.img's first sector lists the rest of itself (start at 500, counted from the disk's start).
-    poke "$dir/core.img" 500 $((bios_sector + 1)) 8
-    cp /usr/lib/grub/i386-pc/boot.img "$dir/boot.img"
-    poke "$dir/boot.img" $((0x5c)) "$bios_sector" 8 # where core.img starts
-    poke "$dir/boot.img" $((0x66)) $((0x9090)) 2    # no floppy check
-}
-
 make_disk() {
-    local raw=$work/disk.raw root=$work/root dir=$work/grub sector=512
-    local bios=2048 bios_len=2048 esp=4096 esp_len=8192 start=12288 # sectors
-    local root_len=$((DISK_MIB * 2048 - start - 2048))
+    local raw=$work/disk.raw root=$work/root
     say "tiny.qcow2: boot loader"
-    make_loader $bios
-    [ "$(stat -c %s "$dir/core.img")" -le $((bios_len * sector)) ] || die "GRUB's core image is too large"
+    disk_loader $ROOT_LABEL
 
     say "tiny.qcow2: file systems"
     cp -a "$tree" "$root"
@@ -209,30 +173,13 @@ CFG
     # shellcheck disable=SC2016 # for the inner shell
     E2FSPROGS_FAKE_TIME=$STAMP $as_root sh -c 'chown -R 0:0 "$1" && mke2fs -q -F -t ext4 -m 0 -L "$2" -U "$3" \
         -O ^metadata_csum_seed,^orphan_file -E "hash_seed=$3,lazy_itable_init=1" -d "$1" "$4" "$5" >/dev/null' sh \
-        "$root" $ROOT_LABEL 7f0a5c1e-5d52-4a8e-9d3e-0d7f6f3c2b10 "$work/root.ext4" "$((root_len / 2))k"
+        "$root" $ROOT_LABEL 7f0a5c1e-5d52-4a8e-9d3e-0d7f6f3c2b10 "$work/root.ext4" "$(disk_root_kib $DISK_MIB)k"
     # mke2fs takes over access and change times, which nothing else can set.
     (cd "$root" && find . -printf 'sif /%P atime @'$STAMP'\nsif /%P ctime @'$STAMP'\n') >"$work/times"
     E2FSPROGS_FAKE_TIME=$STAMP debugfs -w -f "$work/times" "$work/root.ext4" >/dev/null 2>"$work/log" ||
         die "debugfs: $(cat "$work/log")"
-    truncate -s $((esp_len * sector)) "$work/esp.fat"
-    mformat -i "$work/esp.fat" -v VMMDGUEST -N 20231114 -T $esp_len -h 2 -s 32 ::
-    mmd -i "$work/esp.fat" ::/EFI ::/EFI/BOOT
-    touch -d "@$STAMP" "$dir/BOOTX64.EFI"
-    mcopy -m -i "$work/esp.fat" "$dir/BOOTX64.EFI" ::/EFI/BOOT/
-
     say "tiny.qcow2: disk"
-    truncate -s ${DISK_MIB}M "$raw"
-    sfdisk -q "$raw" <<TABLE
-label: gpt
-label-id: 5B1D3E0A-33B2-4F5C-8A54-0E5B1C1C7D01
-start=$bios, size=$bios_len, type=21686148-6449-6E6F-744E-656564454649, uuid=5B1D3E0A-33B2-4F5C-8A54-0E5B1C1C7D02, name=bios
-start=$esp, size=$esp_len, type=C12A7328-F81F-11D2-BA4B-00A0C93EC93B, uuid=5B1D3E0A-33B2-4F5C-8A54-0E5B1C1C7D03, name=esp
-start=$start, size=$root_len, type=4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709, uuid=5B1D3E0A-33B2-4F5C-8A54-0E5B1C1C7D04, name=root
-TABLE
-    dd if="$dir/boot.img" of="$raw" bs=1 count=440 conv=notrunc status=none
-    dd if="$dir/core.img" of="$raw" bs=$sector seek=$bios conv=notrunc status=none
-    dd if="$work/esp.fat" of="$raw" bs=$sector seek=$esp conv=notrunc,sparse status=none
-    dd if="$work/root.ext4" of="$raw" bs=1M seek=$((start / 2048)) conv=notrunc,sparse status=none
+    disk_assemble "$raw" $DISK_MIB "$work/root.ext4"
     qemu-img convert -q -f raw -O qcow2 "$raw" "$work/tiny.qcow2"
 }
 

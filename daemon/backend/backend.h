@@ -43,6 +43,11 @@ struct backend_events {
     void (*exited)(void *arg, const struct backend_exit *end);
     void (*guest_reset)(void *arg);         /* the guest rebooted by itself, or was reset */
     void (*agent)(void *arg, bool answers); /* the guest agent answers, or no longer does */
+    /* The guest's addresses as they are known now, the best first; told again and again, also unchanged. */
+    void (*addresses)(void *arg, const struct vm_address *list, unsigned n);
+    /* How cloud-init stands, of a VM with spec.cloud_init; told again and again.  reason: done, running, error, timed_out,
+     * disabled, absent, unreadable. */
+    void (*cloud_init)(void *arg, bool done, const char *reason, const char *message);
     void (*io_error)(void *arg,
                      const char *reason); /* a guest write failed and the VM was paused: "enospc" or "error" */
     void (*unresponsive)(void *arg, bool unresponsive); /* the monitor has stopped answering, or answers again */

@@ -12,14 +12,31 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <jansson.h>
+#include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <unistd.h>
 
 #include "base/buf.h"
 #include "base/fd.h"
 #include "base/mem.h"
 
-enum { DOCUMENT_MAX = 4 << 20 };
+enum { DOCUMENT_MAX = 4 << 20, MIME_WITHIN = 4096 };
+
+bool seed_user_data_known(const char *user_data)
+{
+    static const char *const headers[] = {"#cloud-config",   "#!",           "#include",
+                                          "#cloud-boothook", "#upstart-job", "#part-handler",
+                                          "## template:",    "content-type:"};
+    char head[MIME_WITHIN + 1];
+
+    user_data += strspn(user_data, " \t\r\n\v\f");
+    for (size_t i = 0; i < ARRAY_SIZE(headers); i++)
+        if (strncasecmp(user_data, headers[i], strlen(headers[i])) == 0)
+            return true;
+    snprintf(head, sizeof(head), "%.*s", MIME_WITHIN, user_data);
+    return *user_data == '\0' || strcasestr(head, "mime-version:") != NULL;
+}
 
 static int no_seed(struct error *err)
 {

@@ -2,6 +2,7 @@
 #ifndef CLOUDINIT_SEED_H
 #define CLOUDINIT_SEED_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "base/error.h"
@@ -25,6 +26,10 @@ struct seed {
     char *vendor_data;    /* NULL: no such file */
     char *network_config; /* NULL: no such file */
 };
+
+/* Whether cloud-init takes user-data that begins like this for anything: what it does not know, it passes over without an
+ * error. */
+bool seed_user_data_known(const char *user_data);
 
 /* Builds the documents.  Any thread.  Fails: ERR_CLOUDINIT_ISO_FAILED (memory, text that is not UTF-8). */
 int seed_build(const struct seed_input *input, struct seed *ret, struct error *err);

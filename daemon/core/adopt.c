@@ -297,6 +297,7 @@ static struct live_vm *bring_back(struct core *core, const struct remains *r, st
     if (live == NULL)
         return NULL;
     mem_free(TAKE_PTR(r->manifest->manifest)); /* what it held was moved */
+    image_reuse(live);
     if (r->process == NULL)
         alloc_renew(live);
     if (alloc_vm(live, false, err) == 0)

@@ -38,11 +38,18 @@ struct change_vm_doc {
     bool conditions[VM_COND_MAX];
 };
 
+struct change_image_doc {
+    struct change_image_doc *next;
+    struct live_image *image;
+    char *doc; /* NULL: it is gone */
+};
+
 struct change {
     struct core *core;
     struct store_tx *tx;
     struct change_event *events, **events_end;
     struct change_vm_doc *docs, **docs_end;
+    struct change_image_doc *images;
     bool failed;           /* memory was short */
     bool happened;         /* what is, whether it can be written or not */
     struct loop_task task; /* tells a failed one */
@@ -78,6 +85,12 @@ static void change_free(struct change *ch)
         core_vm_unref(d->vm);
         mem_free(d->doc);
         mem_free(d);
+    }
+    for (struct change_image_doc *i = ch->images, *next; i != NULL; i = next) {
+        next = i->next;
+        image_unref(i->image);
+        mem_free(i->doc);
+        mem_free(i);
     }
     mem_free(ch);
 }
@@ -137,6 +150,36 @@ void change_vm(struct change *ch, struct live_vm *vm, bool destroyed)
     store_put_vm(ch->tx, &row);
 }
 
+void change_image(struct change *ch, struct live_image *image, bool drop, const struct operation *op, const char *event)
+{
+    struct change_image_doc *i = ch != NULL ? mem_zalloc(sizeof(*i)) : NULL;
+    char id[UUID_TEXT_MAX];
+
+    if (i == NULL) {
+        if (ch != NULL)
+            ch->failed = true;
+        return;
+    }
+    i->image = image_ref(image);
+    i->next = ch->images;
+    ch->images = i;
+    uuid_text(&image->image.id, id);
+    if (drop) {
+        store_drop_image(ch->tx, id);
+    } else {
+        image->image.updated_at = clock_wall_ms();
+        i->doc = json_text(image_json(&image->image), 0, NULL);
+        struct store_image_row row = {.id = id, .name = image->image.name, .doc = i->doc};
+        if (i->doc == NULL)
+            ch->failed = true;
+        else
+            store_put_image(ch->tx, &row);
+    }
+    change_event(ch, event, NULL, op, NULL,
+                 json_pack("{s:s,s:s,s:s}", "image", image->image.name, "image_id", id, "state",
+                           drop ? "gone" : image_state_text(image->image.state)));
+}
+
 void change_operation(struct change *ch, struct operation *op)
 {
     CLEANUP_FREE char *doc = ch != NULL ? operation_render(op) : NULL;
@@ -148,7 +191,7 @@ void change_operation(struct change *ch, struct operation *op)
     }
     struct store_operation_row row = {.id = op->id,
                                       .kind = op->kind,
-                                      .vm_id = op->vm_id,
+                                      .vm_id = op->vm_id[0] != '\0' ? op->vm_id : NULL,
                                       .state = operation_state_text(op->state),
                                       .doc = doc,
                                       .created_at = op->created_at,
@@ -307,6 +350,10 @@ static void publish(struct change *ch)
     publish_docs(ch);
     for (struct change_vm_doc *d = ch->docs; d != NULL; d = d->next)
         d->vm->owes_event = false;
+    for (struct change_image_doc *i = ch->images; i != NULL; i = i->next) {
+        mem_free(i->image->doc);
+        i->image->doc = TAKE_PTR(i->doc);
+    }
     for (struct change_event *e = ch->events; e != NULL; e = e->next)
         events_publish(core, e->id, e->type, e->vm_id, e->vm_name, e->doc);
     for (struct change_vm_doc *d = ch->docs; d != NULL; d = d->next)

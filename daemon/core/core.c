@@ -29,6 +29,9 @@ void core_config_defaults(struct core_config *config)
         .max_operations_per_vm = 8,
         .reconcile_interval_s = 30,
         .reap_grace_s = 60,
+        .max_image_bytes = 16384ULL << 30,
+        .fetch_stall_s = 30,
+        .fetch_timeout_s = 21600,
     };
 }
 
@@ -45,6 +48,7 @@ void core_prune(struct core *core)
     operations_prune(core, keys);
     keys_prune(core, keys);
     tombstones_prune(core, now - core->config.tombstones_keep_s * 1000);
+    images_prune_parts(core);
     store_prune(tx, keys, keys, now - core->config.tombstones_keep_s * 1000, core->config.events_keep);
     if (tx != NULL) {
         store_tx_use_reserve(tx);
@@ -99,6 +103,7 @@ void core_free(struct core *core)
     leaks_free(core);
     vm_ops_park(core);
     vm_ops_drop(core);
+    image_ops_drop(core);
     disk_end(core);
     recoveries_drop(core);
     change_drop(core->lazy);
@@ -108,6 +113,7 @@ void core_free(struct core *core)
     keys_free(core);
     alloc_free(core);
     registry_free(core);
+    images_free(core);
     timer_free(core->lazy_timer);
     timer_free(core->prune_timer);
     timer_free(core->policy_timer);

@@ -42,6 +42,12 @@ struct core_config {
     const char *host_root;          /* where /proc and /sys are looked for; NULL: "" */
     int64_t reconcile_interval_s;   /* between looks at the host; 0: only when asked */
     int64_t reap_grace_s;           /* how old a leftover is before it may be removed unasked */
+    const char *helper_dir;   /* where vmmd-fetch and its like are; NULL: beside nothing, and no image is fetched */
+    uint64_t max_image_bytes; /* of an image, fetched or virtual */
+    const char *const *fetch_allow; /* addresses of this host and link-local ones that may be image servers; or NULL */
+    const char *const *fetch_plain; /* registries that are asked without TLS; or NULL */
+    const char *fetch_ca_file;      /* certificates; NULL: the system's */
+    int64_t fetch_stall_s, fetch_timeout_s;
 };
 void core_config_defaults(struct core_config *config);
 
@@ -111,6 +117,38 @@ int core_vm_verb(struct core *core, const struct core_request *req, const char *
 int core_vm_patch(struct core *core, const struct core_request *req, const char *ref, const json_t *patch,
                   const char *if_match, void (*done)(void *arg, struct live_vm *vm, struct error *err), void *arg,
                   struct error *err);
+
+/* --- images --- */
+
+struct live_image;
+struct live_image *core_image_find(struct core *core, const char *name, struct error *err); /* ERR_IMAGE_NOT_FOUND */
+/* Appends its document, as published, with who uses it. */
+void core_image_render(const struct live_image *image, struct buf *out);
+/* As core_vm_list. */
+int core_image_list(struct core *core, const char *name_glob, const char *after, unsigned limit, struct buf *out,
+                    char **ret_last, struct error *err);
+/* body: {name, url, sha256, format}.  The same as what is there already: *ret is an operation without effect. */
+int core_image_pull(struct core *core, const struct core_request *req, const json_t *body, struct operation **ret,
+                    struct error *err);
+int core_image_convert(struct core *core, const struct core_request *req, const char *name, const json_t *body,
+                       struct operation **ret, struct error *err);
+/* An image that is sent: begins its operation, then takes its bytes.  length -1: not known.  more(arg) comes when more can be
+ * taken after a write that took less than all. */
+struct image_upload;
+struct image_upload *core_image_upload(struct core *core, const struct core_request *req, const char *name,
+                                       const char *sha256, const char *format, int64_t length, void (*more)(void *arg),
+                                       void *arg, struct operation **ret, struct error *err);
+size_t image_upload_write(struct image_upload *up, const void *data, size_t len); /* how much was taken */
+void image_upload_end(struct image_upload *up);                                   /* that was all; free comes later */
+void image_upload_abort(struct image_upload *up); /* who sent it has left: cancels the operation, frees */
+void image_upload_free(
+    struct image_upload *up); /* not before all that was written has left: when the operation has ended */
+/* Removes what nobody uses, or says what it would remove; done once with the document. */
+int core_image_prune(struct core *core, bool dry_run,
+                     void (*done)(void *arg, const char *json, size_t len, struct error *err), void *arg,
+                     struct error *err);
+int core_image_delete(struct core *core, const struct core_request *req, const char *name, struct operation **ret,
+                      struct error *err);
 
 /* The operation that this key began: *ret, or NULL if the key is new; ERR_API_IDEMPOTENCY_MISMATCH if it belongs to
  * another request.  An operation no longer in memory comes as its id in ret_id (UUID_TEXT_MAX). */

@@ -6,6 +6,7 @@
 #include "core/core.h"
 #include "loop/loop.h"
 #include "loop/timer.h"
+#include "model/image.h"
 
 struct change;
 struct vm_plan;
@@ -32,6 +33,11 @@ struct core {
     struct vm_op *vm_ops;    /* all of them: under way, queued, or waiting for the store */
     struct recovery *recoveries;
     struct table keys;
+
+    struct live_image **images; /* sorted by name */
+    size_t n_images, cap_images;
+    struct image_op *image_ops;
+    struct pull *pulls;
 
     int64_t event_next;   /* id of the next event */
     int64_t event_newest; /* published */
@@ -100,7 +106,22 @@ struct live_vm {
     bool owed;             /* to be written again */
     bool owes_event;       /* of the state it was in before that, owed_from */
     enum vm_state owed_from;
-    const char *io_late; /* why a disk failed while an operation held it; NULL: none did */
+    const char *io_late;      /* why a disk failed while an operation held it; NULL: none did */
+    struct live_image *image; /* of the cache, that its disk stands on; referenced */
+    struct live_vm *image_next, **image_at;
+};
+
+/* An image of the cache. */
+struct live_image {
+    struct image image;
+    struct core *core;
+    unsigned refs;
+    struct image_op *op;   /* the one that holds it */
+    struct live_vm *users; /* VMs that stand on it */
+    unsigned awaited;      /* creates that wait for it */
+    unsigned n_ops;        /* that hold it, or follow one that does */
+    char *doc;             /* as published; NULL: not yet */
+    bool gone, deleting;
 };
 
 /* --- change.c: render, write, publish --- */
@@ -125,6 +146,9 @@ void change_leftover_event(struct change *ch, const char *vm_id, const char *vm_
 /* data is stolen and may be NULL ({}). */
 void change_event(struct change *ch, const char *type, const struct live_vm *vm, const struct operation *op,
                   const char *request_id, json_t *data);
+/* Renders the image; `drop`: it is gone.  Adds an event. */
+void change_image(struct change *ch, struct live_image *image, bool drop, const struct operation *op,
+                  const char *event);
 void change_ports(struct change *ch, const struct live_vm *vm, bool drop);
 /* Adds a state_changed event. */
 void change_state_event(struct change *ch, const struct live_vm *vm, const struct operation *op, enum vm_state from,
@@ -179,6 +203,28 @@ void tombstones_prune(struct core *core, int64_t before);
 void registry_free(struct core *core);
 void live_vm_detach(struct live_vm *vm);
 int live_vm_attach(struct live_vm *vm, struct error *err);
+
+/* --- images.c: the image cache's registry --- */
+
+struct live_image *images_add(struct core *core, struct image *image /* moved */, struct error *err);
+struct live_image *images_by_name(struct core *core, const char *name); /* also one not published yet */
+struct live_image *image_ref(struct live_image *image);
+void image_unref(struct live_image *image);
+void images_remove(struct live_image *image); /* its name is free */
+/* The VM stands on the image from now on (NULL: on none), and says so in its runtime.  -1: no memory. */
+int image_use(struct live_vm *vm, struct live_image *image);
+void image_unuse(struct live_vm *vm);
+/* By the image's name that the VM's runtime has: after loading both. */
+void image_reuse(struct live_vm *vm);
+int images_load(struct core *core, struct error *err);
+/* At the start, before anybody serves: images that never came to be are forgotten, files that no row owns removed. */
+void images_settle(struct core *core);
+void images_prune_parts(struct core *core); /* old part files, on the pool */
+void images_free(struct core *core);
+char *images_path(const struct core *core, const char *stem, const char *suffix); /* mem_free */
+void image_ops_park(struct core *core);
+void image_ops_drop(struct core *core);
+int image_op_cancel(struct image_op *io, struct error *reason);
 
 /* --- alloc.c: host ports and MACs --- */
 
@@ -242,6 +288,11 @@ struct operation {
     bool dirty;
     struct operation_watch *watches;
     struct vm_op *vo; /* while under way */
+    struct image_op *io;
+    char *image_name; /* of an operation on an image */
+    bool has_progress;
+    int64_t progress_done, progress_total; /* total -1: not known */
+    int64_t progress_told;                 /* monotonic ms of the last event */
     struct operation *ended_next;
     bool listed_ended;
 };
@@ -251,6 +302,11 @@ struct operation *operation_new(struct core *core, const char *kind, const struc
 /* One that the daemon before began, to be carried on: it is durable already. */
 struct operation *operation_again(struct core *core, const char *kind, const struct live_vm *vm, const char *id,
                                   int64_t created_at, struct error *err);
+/* One on an image; its path and target are told at birth. */
+struct operation *operation_new_image(struct core *core, const char *kind, const char *image_name,
+                                      const struct core_request *req, struct error *err);
+/* Shown at once; an event of it now and then. */
+void operation_progress(struct operation *op, int64_t done, int64_t total);
 const char *operation_step_text(const struct operation_step *step);
 /* The document as it will stand when what it is now is durable. */
 char *operation_render(const struct operation *op);
@@ -324,6 +380,15 @@ void live_vm_set_failure(struct live_vm *vm, enum error_code code, enum vm_failu
 void live_vm_set_end(struct live_vm *vm, const struct backend_exit *end);
 /* What an operation kept from being told: a disk that failed meanwhile. */
 void live_vm_told_late(struct live_vm *vm);
+/* Sets a condition, with its event in the change when that changes anything; whether it did. */
+bool live_vm_condition(struct live_vm *vm, enum vm_condition_type type, bool status, const char *reason,
+                       const char *message, struct change *ch);
+/* observed.c: the guest's addresses, and how cloud-init stands. */
+void live_vm_addresses(void *arg, const struct vm_address *list, unsigned n);
+void live_vm_cloud_init(void *arg, bool done, const char *reason, const char *message);
+/* Nothing is known of the guest any more (down), or not yet. */
+void live_vm_observed_none(struct live_vm *vm, bool down, const char *reason);
+
 /* The conditions of a VM that does not run. */
 void live_vm_conditions_down(struct live_vm *vm, const char *reason);
 void live_vm_conditions_booting(struct live_vm *vm);

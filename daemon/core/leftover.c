@@ -40,7 +40,7 @@ struct loading {
 
 static struct leftover **list_of(struct loading *load, const char *vm_id)
 {
-    struct live_vm *vm = registry_by_id(load->core, vm_id);
+    struct live_vm *vm = vm_id != NULL ? registry_by_id(load->core, vm_id) : NULL;
 
     return vm != NULL ? &vm->left : &load->orphans;
 }
@@ -163,7 +163,7 @@ static void put_event(struct change *ch, const char *name, const struct leftover
 
     if (!finished)
         json_object_set_new(data, "code", json_string(error_info(ERR_OPERATION_INTERRUPTED)->code));
-    change_leftover_event(ch, l->vm_id, name, l->id, data);
+    change_leftover_event(ch, l->vm_id[0] != '\0' ? l->vm_id : NULL, name, l->id, data);
 }
 
 void leftover_end(struct core *core, struct change *ch, const struct live_vm *vm, struct leftover *l,
@@ -187,6 +187,39 @@ void leftover_end(struct core *core, struct change *ch, const struct live_vm *vm
         keys_forget_operation(core, ch, l->id);
 }
 
+/* One on an image.  A removal is finished; anything else leaves no image that was not there before (images.c). */
+static void image_end(struct core *core, struct change *ch, struct leftover *l)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    CLEANUP_BUF struct buf problem = BUF_INIT(65536);
+    const char *name = json_string_value(json_object_get(json_object_get(l->doc, "target"), "image"));
+    CLEANUP_FREE char *path = mem_printf("/v1/images/%s", name != NULL ? name : "");
+    struct live_image *image = name != NULL ? images_by_name(core, name) : NULL;
+    const struct leftover_end end = {.finished = strcmp(l->kind, "image.delete") == 0};
+    int64_t now = clock_wall_ms();
+
+    end_doc(l, &end, now);
+    if (end.finished && image != NULL) {
+        json_object_set_new(l->doc, "result", image_json(&image->image));
+        json_object_set_new(json_object_get(l->doc, "result"), "used_by", json_array());
+        change_image(ch, image, true, NULL, "image.removed");
+        images_remove(image); /* its file is then nobody's, and removed with such */
+    } else if (!end.finished) {
+        error_set(&err, ERR_OPERATION_INTERRUPTED, "%s of image %s was interrupted: vmmd stopped", l->kind,
+                  name != NULL ? name : "?");
+        error_ctx_str(&err, "image", name != NULL ? name : "");
+        error_help(&err, "pull it again: it goes on with what has come, where the server allows it");
+        error_problem(&err, path != NULL ? path : "", "", &problem);
+        json_object_set_new(l->doc, "error", json_loadb(problem.data, problem.len, 0, NULL));
+        keys_forget_operation(core, ch, l->id);
+    }
+    CLEANUP_FREE char *doc = json_text(json_incref(l->doc), 0, NULL);
+    change_leftover(ch, l->id, l->kind, NULL, end.finished ? "succeeded" : "failed", doc, l->created_at, now);
+    put_event(ch, NULL, l, end.finished);
+    LOG_INFO("operation settled", "operation", l->id, "kind", l->kind, "image", name, "result",
+             end.finished ? "finished" : "interrupted");
+}
+
 /* Those whose VM is gone for good: a destroy has what it asks for. */
 static void orphans_end(struct core *core, struct leftover *list)
 {
@@ -195,10 +228,14 @@ static void orphans_end(struct core *core, struct leftover *list)
     if (list == NULL)
         return;
     change_happened(ch);
-    for (struct leftover *l = list; l != NULL; l = l->next)
-        leftover_end(core, ch, NULL, l,
-                     &(struct leftover_end){.finished = strcmp(l->kind, "vm.destroy") == 0,
-                                            .undone = "the VM has been destroyed meanwhile"});
+    for (struct leftover *l = list; l != NULL; l = l->next) {
+        if (strncmp(l->kind, "image.", 6) == 0)
+            image_end(core, ch, l);
+        else
+            leftover_end(core, ch, NULL, l,
+                         &(struct leftover_end){.finished = strcmp(l->kind, "vm.destroy") == 0,
+                                                .undone = "the VM has been destroyed meanwhile"});
+    }
     change_commit(ch, NULL, NULL);
 }
 

@@ -30,6 +30,7 @@ void live_vm_conditions_down(struct live_vm *vm, const char *reason)
     vm_condition_set(&vm->vm, VM_COND_READY, false, reason, "");
     vm_condition_set(&vm->vm, VM_COND_AGENT, false, reason, "");
     vm->vm.conditions[VM_COND_DISK_IO].known = false;
+    live_vm_observed_none(vm, true, reason);
 }
 
 void live_vm_conditions_booting(struct live_vm *vm)
@@ -37,6 +38,7 @@ void live_vm_conditions_booting(struct live_vm *vm)
     vm_condition_set(&vm->vm, VM_COND_READY, false, "booting", "");
     vm_condition_set(&vm->vm, VM_COND_AGENT, false, "booting", "");
     vm->vm.conditions[VM_COND_DISK_IO].known = false;
+    live_vm_observed_none(vm, false, "booting");
 }
 
 static void settled(void *arg, struct error *err)
@@ -103,13 +105,24 @@ static void on_exited(void *arg, const struct backend_exit *end)
 }
 
 /* Conditions are written when they change, unless an operation is about to write the VM anyway. */
+bool live_vm_condition(struct live_vm *vm, enum vm_condition_type type, bool status, const char *reason,
+                       const char *message, struct change *ch)
+{
+    json_t *data;
+
+    if (!vm_condition_set(&vm->vm, type, status, reason, message))
+        return false;
+    data = json_pack("{s:s,s:b,s:s}", "type", vm_condition_text(type), "status", status, "reason", reason);
+    if (*message != '\0')
+        json_object_set_new(data, "message", json_string(message));
+    change_event(ch, "vm.condition_changed", vm, NULL, NULL, data);
+    return true;
+}
+
 static void condition(struct live_vm *vm, enum vm_condition_type type, bool status, const char *reason,
                       const char *message, struct change *ch)
 {
-    if (!vm_condition_set(&vm->vm, type, status, reason, message))
-        return;
-    change_event(ch, "vm.condition_changed", vm, NULL, NULL,
-                 json_pack("{s:s,s:b,s:s}", "type", vm_condition_text(type), "status", status, "reason", reason));
+    live_vm_condition(vm, type, status, reason, message, ch);
 }
 
 static void write_conditions(struct live_vm *vm, struct change *ch)
@@ -150,6 +163,7 @@ static void on_guest_reset(void *arg)
     change_event(ch, "vm.guest_reset", vm, NULL, NULL, NULL);
     condition(vm, VM_COND_READY, false, "booting", "", ch);
     condition(vm, VM_COND_AGENT, false, "booting", "", ch);
+    live_vm_observed_none(vm, false, "booting");
     write_conditions(vm, ch);
 }
 
@@ -226,6 +240,8 @@ const struct backend_events live_vm_events = {
     .exited = on_exited,
     .guest_reset = on_guest_reset,
     .agent = on_agent,
+    .addresses = live_vm_addresses,
+    .cloud_init = live_vm_cloud_init,
     .io_error = on_io_error,
     .unresponsive = on_unresponsive,
 };

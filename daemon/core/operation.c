@@ -13,7 +13,7 @@
 #include "model/json_text.h"
 #include "model/fields.h"
 
-enum { ENDED_MAX = 1000 };
+enum { ENDED_MAX = 1000, PROGRESS_EVENT_MS = 1000 };
 
 static const char *const state_texts[] = {"pending", "running", "succeeded", "failed", "cancelled"};
 static const char *const step_texts[] = {"pending", "running", "done", "failed", "undoing", "undone"};
@@ -94,6 +94,38 @@ struct operation *operation_again(struct core *core, const char *kind, const str
     return op;
 }
 
+struct operation *operation_new_image(struct core *core, const char *kind, const char *image_name,
+                                      const struct core_request *req, struct error *err)
+{
+    struct operation *op = operation_new(core, kind, NULL, req, err);
+
+    if (op == NULL)
+        return NULL;
+    op->image_name = mem_strdup(image_name);
+    op->path = mem_printf("/v1/images/%s", image_name);
+    if (op->image_name != NULL && op->path != NULL)
+        return op;
+    operation_unref(op);
+    error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+    return NULL;
+}
+
+void operation_progress(struct operation *op, int64_t done, int64_t total)
+{
+    int64_t now = clock_mono_ms();
+
+    op->has_progress = true;
+    op->progress_done = done;
+    op->progress_total = total;
+    op->dirty = true;
+    if (now - op->progress_told < PROGRESS_EVENT_MS || !op->accepted)
+        return;
+    op->progress_told = now;
+    change_lazy_event(op->core, "operation.progress", NULL, op,
+                      json_pack("{s:s,s:I,s:o,s:s}", "kind", op->kind, "done", (json_int_t)done, "total",
+                                total >= 0 ? json_integer(total) : json_null(), "unit", "bytes"));
+}
+
 struct operation *operation_ref(struct operation *op)
 {
     op->refs++;
@@ -106,6 +138,7 @@ void operation_unref(struct operation *op)
         return;
     table_remove(&op->core->operations, &op->node);
     mem_free(op->vm_name);
+    mem_free(op->image_name);
     mem_free(op->request_id);
     mem_free(op->path);
     mem_free(op->doc);
@@ -150,9 +183,16 @@ char *operation_render(const struct operation *op)
     bool ended = op->state >= OPERATION_SUCCEEDED;
     const char *step = op->n_steps > 0 && op->step_begun && !ended ? op->steps[op->step].name : NULL;
     json_t *target = json_pack("{s:o,s:o}", "vm_id", text_or_null(op->vm_id), "vm_name", text_or_null(op->vm_name));
-    json_t *doc = json_pack("{s:s,s:s,s:o,s:s,s:o,s:o,s:n,s:o,s:o,s:b,s:s,s:o,s:o}", "id", op->id, "kind", op->kind,
+    if (op->image_name != NULL)
+        target = field_set(target, "image", json_string(op->image_name));
+    json_t *progress =
+        op->has_progress
+            ? json_pack("{s:I,s:o,s:s}", "done", (json_int_t)op->progress_done, "total",
+                        op->progress_total >= 0 ? json_integer(op->progress_total) : json_null(), "unit", "bytes")
+            : json_null();
+    json_t *doc = json_pack("{s:s,s:s,s:o,s:s,s:o,s:o,s:o,s:o,s:o,s:b,s:s,s:o,s:o}", "id", op->id, "kind", op->kind,
                             "target", target, "state", state_texts[op->state], "step", text_or_null(step), "steps",
-                            steps_json(op), "progress", "error", error_json(op), "result",
+                            steps_json(op), "progress", progress, "error", error_json(op), "result",
                             op->result != NULL ? json_incref(op->result) : json_null(), "cancellable",
                             !ended && op->cancellable, "created_at", clock_text(op->created_at, created), "deadline",
                             op->deadline > 0 ? json_string(clock_text(op->deadline, at)) : json_null(), "finished_at",

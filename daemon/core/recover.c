@@ -12,6 +12,8 @@
  *   suspend, resume   finished if the VM is found so, else interrupted
  *   reset             interrupted: whether it happened cannot be seen
  *   destroy           finished: ended, removed; interrupted where a file or the process resists
+ *   image.delete      finished: its file and its row are gone
+ *   image.*           interrupted: an image that was to come is gone, what had been fetched is kept for the next pull
  * All of it is one transaction with the VM's row, so that a daemon that is killed in the middle finds the same again.
  * A VM that ran and whose process is gone is failed, or stopped when its guest had powered off or the host was restarted. */
 #include <stdio.h>
@@ -69,6 +71,7 @@ static int load_vm(void *arg, const struct store_vm_row *row, struct error *err)
         return -1;
     }
     live->visible = true;
+    image_reuse(live);
     live->doc = mem_strdup(row->doc);
     live->doc_len = strlen(row->doc);
     for (int i = 0; i < VM_COND_MAX; i++)
@@ -495,7 +498,8 @@ int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct e
     core->recovered = done;
     core->recovered_arg = arg;
     core->recovering = 1;
-    if (store_load_vms(core->store, load_vm, core, err) < 0 || store_load_keys(core->store, load_key, core, err) < 0 ||
+    if (images_load(core, err) < 0 || store_load_vms(core->store, load_vm, core, err) < 0 ||
+        store_load_keys(core->store, load_key, core, err) < 0 ||
         store_event_range(core->store, &core->event_oldest, &newest, err) < 0)
         return -1;
     core->event_newest = newest;
@@ -504,6 +508,7 @@ int core_recover(struct core *core, void (*done)(void *arg), void *arg, struct e
     core_prune(core);
     if (leftovers_load(core, err) < 0)
         return -1;
+    images_settle(core);
     boot_detect(core);
     forget_restarts(core);
     for (size_t i = 0; i < core->n_vms;

@@ -106,6 +106,7 @@ void registry_remove(struct live_vm *vm)
     core->n_vms--;
     table_remove(&core->by_id, &vm->id_node);
     table_remove(&core->by_name, &vm->name_node);
+    image_unuse(vm);
     if (vm->visible && tombstone_add(core, &vm->vm.id, vm->vm.name, vm->vm.updated_at) < 0)
         LOG_WARN("no memory for a destroyed VM's id: it will answer 404 until the next start", "vm", vm->vm.name);
     core_vm_unref(vm);
@@ -206,6 +207,7 @@ void core_vm_unref(struct live_vm *vm)
     if (vm == NULL || --vm->refs > 0)
         return;
     live_vm_detach(vm);
+    image_unuse(vm);
     vm_done(&vm->vm);
     mem_free(vm->doc);
     leftovers_free(vm->left);

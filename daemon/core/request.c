@@ -59,9 +59,13 @@ static int check_new(struct core *core, const struct vm *vm, struct backend *be,
         error_ctx_str(err, "vm_id", uuid_text(&holder->vm.id, id));
         return -1;
     }
-    if (vm->spec.image != NULL && vm->spec.image[0] != '/') {
-        error_set(err, ERR_IMAGE_NOT_FOUND, "there is no image named %s", vm->spec.image);
-        error_ctx_str(err, "image", vm->spec.image);
+    const char *name = vm->spec.image != NULL && vm->spec.image[0] != '/' ? vm->spec.image : NULL;
+    const struct live_image *image = name != NULL ? core_image_find(core, name, err) : NULL;
+    if (name != NULL && image == NULL)
+        return -1;
+    if (image != NULL && image->deleting) {
+        error_set(err, ERR_IMAGE_NOT_FOUND, "image %s is being removed", name);
+        error_ctx_str(err, "image", name);
         return -1;
     }
     return be->check(be, &vm->spec, err);
@@ -71,7 +75,14 @@ static int check_new(struct core *core, const struct vm *vm, struct backend *be,
 static int check_peer(const struct core *core, const struct core_request *req, const struct vm_spec *spec,
                       struct error *err)
 {
-    return req->peer != NULL && !req->peer->is_unix ? peer_check_dirs(spec, core->config.image_dirs, err) : 0;
+    bool over_tcp = req->peer != NULL && !req->peer->is_unix;
+
+    if (over_tcp && spec->image_url != NULL && strncmp(spec->image_url, "file://", 7) == 0) {
+        struct vm_spec paths = {.image = spec->image_url + 7};
+        if (peer_check_dirs(&paths, core->config.image_dirs, err) < 0)
+            return -1;
+    }
+    return over_tcp ? peer_check_dirs(spec, core->config.image_dirs, err) : 0;
 }
 
 int core_vm_create(struct core *core, const struct core_request *req, const json_t *body, struct operation **ret,

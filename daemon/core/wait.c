@@ -30,9 +30,10 @@ struct vm_wait {
 
 static int parse(const char *text, struct wait_condition *ret, struct error *err)
 {
-    static const char *const known[] = {
-        "state:prepared",  "state:running", "state:suspended", "state:stopped", "state:failed",
-        "state:destroyed", "ready",         "agent",           "disk_io",       NULL};
+    static const char *const known[] = {"state:prepared", "state:running", "state:suspended",
+                                        "state:stopped",  "state:failed",  "state:destroyed",
+                                        "ready",          "agent",         "ip",
+                                        "cloud_init",     "disk_io",       NULL};
 
     snprintf(ret->text, sizeof(ret->text), "%s", text);
     ret->is_state = str_prefix(text, "state:");
@@ -40,7 +41,7 @@ static int parse(const char *text, struct wait_condition *ret, struct error *err
         return 0;
     error_set(err, ERR_API_INVALID_FIELD, "\"%.40s\" is nothing to wait for", text);
     error_ctx_str(err, "pointer", "/for");
-    error_ctx_str(err, "expected", "state:STATE, ready, agent or disk_io");
+    error_ctx_str(err, "expected", "state:STATE, ready, agent, ip, cloud_init or disk_io");
     const char *near = str_nearest(text, known);
     if (near != NULL)
         error_ctx_str(err, "nearest", near);
@@ -111,6 +112,13 @@ static void wait_run(struct loop_task *task)
     core_vm_unref(vm);
 }
 
+/* How the condition stands: why it has not come, where that is known. */
+static void condition_cause(struct vm_wait *w, const struct vm_condition *c)
+{
+    if (c->known && !c->status)
+        error_cause(&w->result, "%s%s%s", c->reason, *c->message != '\0' ? ": " : "", c->message);
+}
+
 static void wait_timeout(void *arg)
 {
     struct vm_wait *w = arg;
@@ -122,6 +130,8 @@ static void wait_timeout(void *arg)
     error_ctx_str(&w->result, "vm", w->vm->vm.name);
     error_ctx_str(&w->result, "waited_for", missing != NULL ? missing->text : "");
     error_ctx_str(&w->result, "current", vm_state_text(w->vm->pub_state));
+    if (missing != NULL && !missing->is_state)
+        condition_cause(w, &w->vm->vm.conditions[missing->type]);
     wait_over(w);
 }
 

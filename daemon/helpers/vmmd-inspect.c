@@ -7,42 +7,26 @@
  * opened, followed or executed: an image that names another file (backing file, data file, extent) is refused, for QEMU
  * would go where the name points.  Failures are printed the same way, and exit 0 as well: a parser that was killed (a bad
  * system call, CPU time) is told from one that answered by its exit status.  `vmmd-inspect raw` takes any regular file
- * whose size is a multiple of 512 and that is no other format as raw: the user has said so. */
+ * whose size is a multiple of 512 and that is no other format as raw: the user has said so.  `vmmd-inspect import` also
+ * names the formats that are taken after a conversion (vmdk, vdi, vhdx, vpc), with the size that their header tells (0:
+ * it is not told there). */
 #include <errno.h>
-#include <grp.h>
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
+#include "helpers/cage/cage.h"
 
 #ifndef SANITIZED
 #include <seccomp.h>
 #endif
 
-#ifdef SANITIZED
-/* The leak check at the end traces the process; a confined one cannot be traced. */
-int __lsan_is_turned_off(void);
-int __lsan_is_turned_off(void)
-{
-    return 1;
-}
-#endif
-
-enum { NOBODY = 65534, IMAGE_FD = 3, BLOCK = 512, HEAD_MAX = 69632 /* up to btrfs' super block and its first bytes */ };
+enum { IMAGE_FD = 3, BLOCK = 512, HEAD_MAX = 69632 /* up to btrfs' super block and its first bytes */ };
 
 static int answer_error(const char *kind, const char *detail)
 {
@@ -71,6 +55,11 @@ static uint16_t le16(const uint8_t *p)
 static uint32_t le32(const uint8_t *p)
 {
     return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
+
+static uint64_t le64(const uint8_t *p)
+{
+    return (uint64_t)le32(p) | (uint64_t)le32(p + 4) << 32;
 }
 
 static uint32_t be32(const uint8_t *p)
@@ -244,23 +233,11 @@ static const char *qcow2_check(const struct image *im)
     return qcow2_extensions(im, QCOW2_V2_HEADER, cluster < HEAD_MAX ? (size_t)cluster : HEAD_MAX);
 }
 
-/* Formats that we know and do not take; their names go into the message.  NULL: none of them. */
+static const char descriptor[] = "# Disk DescriptorFile";
+
+/* Formats that we know and never take; their names go into the message.  NULL: none of them. */
 static const char *foreign_format(const struct image *im)
 {
-    static const char descriptor[] = "# Disk DescriptorFile";
-
-    if (has(im, 0, "KDMV", 4) || has(im, 0, "COWD", 4) || has(im, 0, "VMDK", 4))
-        return "VMDK";
-    for (size_t i = 0; i < 1024; i++) {
-        if (has(im, i, descriptor, sizeof(descriptor) - 1))
-            return "VMDK";
-    }
-    if (has(im, 64, "\x7f\x10\xda\xbe", 4))
-        return "VDI";
-    if (has(im, 0, "vhdxfile", 8))
-        return "VHDX";
-    if (has(im, 0, "conectix", 8) || (im->tail_len == BLOCK && memcmp(im->tail, "conectix", 8) == 0))
-        return "VPC (VHD)";
     if (has(im, 0, "QED", 4))
         return "QED";
     if (has(im, 0, "LUKS\xba\xbe", 6))
@@ -272,6 +249,107 @@ static const char *foreign_format(const struct image *im)
     if (im->tail_len == BLOCK && memcmp(im->tail, "koly", 4) == 0)
         return "DMG";
     return NULL;
+}
+
+/* --- formats that are converted: what they are, and whether QEMU would follow them anywhere --- */
+
+static bool found(const struct image *im, const char *text)
+{
+    return memmem(im->head, im->head_len, text, strlen(text)) != NULL;
+}
+
+enum { VMDK_CAPACITY = 12, VMDK_DESC_OFFSET = 28, VMDK_DESC_SIZE = 36 };
+
+/* One file with its extent in it.  A descriptor alone names extents, a parent is a backing file, and a capacity of 0 makes
+ * QEMU take the embedded descriptor for one that stands alone. */
+static const char *vmdk_check(const struct image *im, uint64_t *size)
+{
+    uint64_t desc_end;
+
+    if (!has(im, 0, "KDMV", 4))
+        return "it names its extents by path";
+    if (im->head_len < BLOCK)
+        return "its header is cut off";
+    desc_end = (le64(im->head + VMDK_DESC_OFFSET) + le64(im->head + VMDK_DESC_SIZE)) * BLOCK;
+    *size = le64(im->head + VMDK_CAPACITY) * BLOCK;
+    if (le64(im->head + VMDK_CAPACITY) == 0 || le64(im->head + VMDK_CAPACITY) > INT64_MAX / BLOCK)
+        return "its virtual size is impossible";
+    if (le64(im->head + VMDK_DESC_OFFSET) > HEAD_MAX || le64(im->head + VMDK_DESC_SIZE) > HEAD_MAX ||
+        desc_end > HEAD_MAX)
+        return "its descriptor lies where it is not looked for";
+    if (found(im, "parentFileNameHint"))
+        return "it names a parent";
+    if (!found(im, "createType=\"monolithicSparse\"") && !found(im, "createType=\"streamOptimized\""))
+        return "it is of a kind that may name other files";
+    return NULL;
+}
+
+enum { VDI_VERSION = 68, VDI_TYPE = 76, VDI_SIZE = 368, VDI_LINK = 424 };
+
+static const char *vdi_check(const struct image *im, uint64_t *size)
+{
+    static const uint8_t none[32];
+
+    if (im->head_len < BLOCK)
+        return "its header is cut off";
+    if (le32(im->head + VDI_VERSION) != 0x10001 || (le32(im->head + VDI_TYPE) != 1 && le32(im->head + VDI_TYPE) != 2))
+        return "its version or kind is not known";
+    if (memcmp(im->head + VDI_LINK, none, sizeof(none)) != 0)
+        return "it has a parent";
+    *size = le64(im->head + VDI_SIZE);
+    return *size == 0 || *size > INT64_MAX ? "its virtual size is impossible" : NULL;
+}
+
+enum { VPC_SIZE = 48, VPC_TYPE = 60 };
+
+/* The footer, or its copy at the beginning. */
+static const char *vpc_check(const struct image *im, uint64_t *size)
+{
+    const uint8_t *footer = has(im, 0, "conectix", 8) ? im->head : im->tail;
+    uint32_t type = be32(footer + VPC_TYPE);
+
+    if (im->head_len < BLOCK)
+        return "its header is cut off";
+    if (type != 2 && type != 3)
+        return "it has a parent, or is of an unknown kind";
+    *size = be64(footer + VPC_SIZE);
+    return *size == 0 || *size > INT64_MAX ? "its virtual size is impossible" : NULL;
+}
+
+/* NULL: none of them. */
+static const char *convertible(const struct image *im, const char **why, uint64_t *size)
+{
+    *why = NULL;
+    *size = 0;
+    if (has(im, 0, "KDMV", 4) || has(im, 0, "COWD", 4) || has(im, 0, "VMDK", 4)) {
+        *why = vmdk_check(im, size);
+        return "vmdk";
+    }
+    for (size_t i = 0; i < 1024; i++) {
+        if (has(im, i, descriptor, sizeof(descriptor) - 1)) {
+            *why = "it names its extents by path";
+            return "vmdk";
+        }
+    }
+    if (has(im, 64, "\x7f\x10\xda\xbe", 4)) {
+        *why = vdi_check(im, size);
+        return "vdi";
+    }
+    if (has(im, 0, "vhdxfile", 8))
+        return "vhdx"; /* its size is told by qemu-img; one with a parent is refused by QEMU */
+    if (has(im, 0, "conectix", 8) || (im->tail_len == BLOCK && memcmp(im->tail, "conectix", 8) == 0)) {
+        *why = vpc_check(im, size);
+        return "vpc";
+    }
+    return NULL;
+}
+
+static const char *shown(const char *format)
+{
+    return strcmp(format, "vmdk") == 0  ? "VMDK"
+           : strcmp(format, "vdi") == 0 ? "VDI"
+           : strcmp(format, "vpc") == 0 ? "VPC (VHD)"
+                                        : "VHDX";
 }
 
 static bool has_mbr(const struct image *im)
@@ -308,10 +386,10 @@ static bool raw_known(const struct image *im)
            has(im, 32769, "CD001", 5);
 }
 
-static int inspect(const struct image *im, bool said_raw)
+static int inspect(const struct image *im, bool said_raw, bool import)
 {
-    const char *why;
-    const char *foreign;
+    const char *why, *foreign, *other;
+    uint64_t size;
     char detail[80];
 
     if (has(im, 0, "QFI\xfb", 4)) {
@@ -320,9 +398,12 @@ static int inspect(const struct image *im, bool said_raw)
         why = qcow2_check(im);
         return why ? answer_error("unsafe", why) : answer_format("qcow2", be64(im->head + QCOW2_SIZE));
     }
-    foreign = foreign_format(im);
+    other = convertible(im, &why, &size);
+    if (import && other)
+        return why ? answer_error("unsafe", why) : answer_format(other, size);
+    foreign = other ? shown(other) : foreign_format(im);
     if (foreign) {
-        snprintf(detail, sizeof(detail), "it is a %s image, which is not supported yet: convert it", foreign);
+        snprintf(detail, sizeof(detail), "it is a %s image%s", foreign, other ? "" : ", which is not supported");
         return answer_error("foreign", detail);
     }
     if (im->size == 0)
@@ -337,17 +418,9 @@ static int inspect(const struct image *im, bool said_raw)
 /* From here on: read fd 3, write fd 1 and 2, end. */
 static int confine(void)
 {
-    const struct rlimit cpu = {5, 5}, none = {0, 0}, files = {4, 4}, output = {4096, 4096};
+    const struct cage_limits limits = {.cpu_s = 5, .file_bytes = 4096, .files = 4};
 
-    /* In a user namespace nobody may have no id; the rest of the confinement holds there. */
-    if (geteuid() == 0 &&
-        (setgroups(0, NULL) || setresgid(NOBODY, NOBODY, NOBODY) || setresuid(NOBODY, NOBODY, NOBODY)) &&
-        errno != EINVAL && errno != EPERM)
-        return -1;
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))
-        return -1;
-    if (setrlimit(RLIMIT_CPU, &cpu) || setrlimit(RLIMIT_CORE, &none) || setrlimit(RLIMIT_FSIZE, &output) ||
-        setrlimit(RLIMIT_NOFILE, &files))
+    if (cage_drop(&limits) < 0)
         return -1;
 #ifndef SANITIZED
     const int allowed[] = {SCMP_SYS(pread64), SCMP_SYS(write),       SCMP_SYS(fstat), SCMP_SYS(newfstatat),
@@ -370,10 +443,10 @@ static int confine(void)
 int main(int argc, char **argv)
 {
     static struct image im;
-    bool said_raw = argc == 2 && strcmp(argv[1], "raw") == 0;
+    bool said_raw = argc == 2 && strcmp(argv[1], "raw") == 0, import = argc == 2 && strcmp(argv[1], "import") == 0;
 
-    if (argc > 2 || (argc == 2 && !said_raw)) {
-        fprintf(stderr, "usage: vmmd-inspect [raw] 3<IMAGE\n");
+    if (argc > 2 || (argc == 2 && !said_raw && !import)) {
+        fprintf(stderr, "usage: vmmd-inspect [raw | import] 3<IMAGE\n");
         return 2;
     }
     if (confine() < 0) {
@@ -382,5 +455,5 @@ int main(int argc, char **argv)
     }
     if (image_read(&im) < 0)
         return answer_error("io", "it cannot be read");
-    return inspect(&im, said_raw) || fflush(stdout);
+    return inspect(&im, said_raw, import) || fflush(stdout);
 }

@@ -40,6 +40,7 @@ struct http_request {
     const char *params[HTTP_PARAMS_MAX]; /* what {…} of the route's pattern matched, in order */
     const char *body;                    /* NUL-terminated, "" without one */
     size_t body_len;
+    int64_t content_length; /* announced; -1: not */
     const char *request_id;
     struct http_peer peer;
 };
@@ -52,6 +53,7 @@ struct http_route {
     http_handler *handler;
     bool merge_patch; /* application/merge-patch+json is accepted too */
     bool no_body;     /* GET-like: a body is ignored */
+    bool stream_body; /* the handler is called before the body, which may be of any type and length: http_body_take */
 };
 
 struct http_config {
@@ -113,6 +115,18 @@ void http_on_gone(struct http_request *req, void (*fn)(void *arg, struct http_re
 /* Whether `gone` was called because the daemon stops: it may answer then, or stay by http_on_gone until it can; the drain waits
  * for it. */
 bool http_stopping(const struct http_request *req);
+
+struct http_body_events {
+    /* A piece of the body; returns how much of it was taken.  Less than all: no more comes before http_body_more. */
+    size_t (*data)(void *arg, const void *data, size_t len);
+    void (*whole)(void *arg); /* once, unless `gone` comes first; then the request is as any other */
+};
+/* For the handler of a route with stream_body, from within it, in place of an answer: the body comes piece by piece, as fast as it
+ * is taken.  http_on_gone tells of a client that leaves in between. */
+void http_body_take(struct http_request *req, const struct http_body_events *events, void *arg);
+void http_body_more(struct http_request *req);
+/* Answers in the midst of the body, and ends the connection; the request is dead afterwards. */
+void http_body_refuse(struct http_request *req, const struct error *err);
 
 /* Answers.  Headers first; `body` is copied. */
 void http_add_header(struct http_request *req, const char *name, const char *value);

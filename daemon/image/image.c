@@ -120,7 +120,7 @@ static int refused(const struct image_inspection *in, const char *kind, const ch
         error_help(err, "give a qcow2 image, or a raw one whose size is a multiple of 512 with a partition table or a "
                         "known file system");
     else if (strcmp(kind, "foreign") == 0)
-        error_help(err, "`qemu-img convert -O qcow2 %.200s NEW.qcow2` makes an image that is taken", in->path);
+        error_help(err, "`vmctl image pull file://%.200s` puts it into the image cache, converted", in->path);
     return -1;
 }
 
@@ -146,7 +146,8 @@ static int read_answer(const struct image_inspection *in, const struct tool_resu
         rc = error_set(err, ERR_IO, "the reader of image %s gave no answer", in->path);
     else if (kind)
         rc = refused(in, kind, detail, err);
-    else if (!format || size <= 0 || strlen(format) >= sizeof(info->format))
+    else if (!format || size < 0 || (size == 0 && strcmp(format, "vhdx") != 0) ||
+             strlen(format) >= sizeof(info->format))
         rc = error_set(err, ERR_IO, "the reader of image %s gave no answer", in->path);
     else if ((uint64_t)size > in->max_bytes)
         rc = error_set(err, ERR_IMAGE_UNSAFE, "the image %s is too large: %lld GiB of virtual size, %llu are allowed",
@@ -177,7 +178,7 @@ struct image_inspection *image_inspect(struct loop *loop, const char *path, cons
                                        void *arg, struct error *err)
 {
     char real[PATH_MAX];
-    const char *argv[] = {rules->helper, NULL};
+    const char *argv[] = {rules->helper, rules->mode, NULL};
     struct image_inspection *in;
     CLEANUP_FD int fd = image_open(path, rules, real, err);
     int fds[] = {fd, -1};

@@ -10,14 +10,15 @@
 #include "loop/loop.h"
 
 struct image_info {
-    char format[8];        /* "qcow2" or "raw" */
-    uint64_t virtual_size; /* bytes */
+    char format[8];        /* "qcow2" or "raw"; for an import also "vmdk", "vdi", "vpc", "vhdx" */
+    uint64_t virtual_size; /* bytes; 0 for a vhdx, whose header does not tell */
 };
 
 struct image_rules {
     const char *helper;            /* path of vmmd-inspect */
     const char *const *image_dirs; /* NULL-terminated; NULL or empty: anywhere */
     uint64_t max_bytes;            /* the largest virtual size */
+    const char *mode;              /* NULL; "raw": it was said to be raw; "import": formats to be converted are taken */
 };
 
 /* Opens path as an image, or says why it may not be used: ERR_IMAGE_NOT_FOUND, ERR_IMAGE_UNSAFE (not a

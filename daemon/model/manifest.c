@@ -50,7 +50,7 @@ static const char *what_is_wrong(const struct vm *vm, const struct uuid *id)
         return "its MAC address is none";
     if (!format_valid(vm->runtime.disk_format))
         return "its disk has an unknown format";
-    if (vm->spec.image != NULL && vm->runtime.disk_format == NULL)
+    if (vm_spec_has_image(&vm->spec) && vm->runtime.disk_format == NULL)
         return "it does not say what its disk is";
     return NULL;
 }

@@ -102,7 +102,14 @@ int vm_state_error(enum vm_verb verb, const char *name, enum vm_state state, str
     return -1;
 }
 
-static const char *const condition_texts[VM_COND_MAX] = {"ready", "agent", "disk_io"};
+static const char *const condition_texts[VM_COND_MAX] = {"ready", "agent", "ip", "cloud_init", "disk_io"};
+
+const char *vm_address_source_text(enum vm_address_source source)
+{
+    static const char *const texts[VM_ADDRESS_SOURCE_MAX] = {"agent", "lease", "neighbour"};
+
+    return texts[source];
+}
 
 const char *vm_condition_text(enum vm_condition_type type)
 {
@@ -146,6 +153,18 @@ bool vm_name_valid(const char *name)
     return true;
 }
 
+const char *vm_base_path(const struct vm *vm)
+{
+    if (vm->runtime.image_path != NULL)
+        return vm->runtime.image_path;
+    return vm->spec.image != NULL && vm->spec.image[0] == '/' ? vm->spec.image : NULL;
+}
+
+bool vm_spec_has_image(const struct vm_spec *spec)
+{
+    return spec->image != NULL || spec->image_url != NULL;
+}
+
 const char *vm_label_get(const struct vm_labels *labels, const char *key)
 {
     for (size_t i = 0; i < labels->n; i++)
@@ -167,6 +186,8 @@ void vm_labels_done(struct vm_labels *labels)
 void vm_spec_done(struct vm_spec *s)
 {
     mem_free(s->image);
+    mem_free(s->image_url);
+    mem_free(s->image_sha256);
     mem_free(s->boot.kernel);
     mem_free(s->boot.initrd);
     mem_free(s->boot.cmdline);
@@ -205,6 +226,7 @@ void vm_runtime_stopped(struct vm_runtime *rt)
     rt->started_at = 0;
     rt->start_ticks = 0;
     rt->boot_id[0] = '\0';
+    rt->n_addresses = 0;
 }
 
 static void runtime_done(struct vm_runtime *rt)
@@ -217,6 +239,8 @@ static void runtime_done(struct vm_runtime *rt)
     free_text(&rt->cpu_model);
     free_text(&rt->qemu_version);
     free_text(&rt->disk_format);
+    free_text(&rt->image_name);
+    free_text(&rt->image_path);
 }
 
 void vm_failure_done(struct vm_failure *f)

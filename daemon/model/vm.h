@@ -77,7 +77,8 @@ struct vm_labels {
 
 /* Every pointer is owned and NULL when not given. */
 struct vm_spec {
-    char *image; /* absolute path, or (with the image cache) a name */
+    char *image;                    /* absolute path, or the name of an image */
+    char *image_url, *image_sha256; /* in its place: fetched first */
     uint32_t vcpus;
     uint32_t memory_mb;
     uint32_t disk_gb; /* 0: as large as the image */
@@ -120,6 +121,17 @@ struct vm_spec {
     int64_t ttl_s; /* 0: none */
 };
 
+/* An address of the guest's network card, and how it is known. */
+enum vm_address_source { VM_ADDRESS_AGENT, VM_ADDRESS_LEASE, VM_ADDRESS_NEIGHBOUR, VM_ADDRESS_SOURCE_MAX };
+const char *vm_address_source_text(enum vm_address_source source);
+
+enum { VM_ADDRESSES_MAX = 8, VM_IP_MAX = 46 };
+struct vm_address {
+    char ip[VM_IP_MAX]; /* canonical */
+    enum vm_address_source source;
+    int64_t seen_at; /* wall ms */
+};
+
 /* What exists now.  Pointers owned, NULL or 0 when it does not exist. */
 struct vm_runtime {
     char *accel; /* "kvm", "tcg" or "noop" while running */
@@ -133,6 +145,8 @@ struct vm_runtime {
     char *vnc_addr;
     uint16_t ssh_host_port; /* allocated at create for user networks */
     char mac_addr[18];
+    struct vm_address addresses[VM_ADDRESSES_MAX]; /* the best first */
+    unsigned n_addresses;
     /* Not shown; kept with the VM so that it can be found again and frozen later. */
     uint64_t start_ticks;
     char boot_id[37];
@@ -142,9 +156,11 @@ struct vm_runtime {
     char *qemu_version;
     char *tap;         /* the tap device made for it */
     char *disk_format; /* of the base image, from its header at create: never probed again */
+    char *image_name;  /* of the image cache, that the disk stands on; image_path is its file */
+    char *image_path;
 };
 
-enum vm_condition_type { VM_COND_READY, VM_COND_AGENT, VM_COND_DISK_IO, VM_COND_MAX };
+enum vm_condition_type { VM_COND_READY, VM_COND_AGENT, VM_COND_IP, VM_COND_CLOUD_INIT, VM_COND_DISK_IO, VM_COND_MAX };
 const char *vm_condition_text(enum vm_condition_type type);
 bool vm_condition_parse(const char *text, enum vm_condition_type *ret);
 
@@ -152,7 +168,7 @@ struct vm_condition {
     bool known; /* unknown conditions are not shown */
     bool status;
     char reason[32];
-    char message[160];
+    char message[240];
     int64_t since; /* wall ms */
 };
 
@@ -200,6 +216,9 @@ struct vm {
 
 /* ^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$ */
 bool vm_name_valid(const char *name);
+/* The file that the disk stands on; NULL: it has none, or it is not fetched yet. */
+const char *vm_base_path(const struct vm *vm);
+bool vm_spec_has_image(const struct vm_spec *spec);
 void vm_done(struct vm *vm); /* frees what it owns */
 void vm_spec_done(struct vm_spec *spec);
 void vm_runtime_stopped(struct vm_runtime *rt); /* clears what exists only while a process runs */

@@ -33,15 +33,27 @@ static json_t *positive_or_null(int64_t v)
     return v > 0 ? json_integer(v) : json_null();
 }
 
+static json_t *addresses_json(const struct vm_runtime *rt)
+{
+    json_t *list = json_array();
+
+    for (unsigned i = 0; i < rt->n_addresses; i++) {
+        const struct vm_address *a = &rt->addresses[i];
+        list = field_append(list, json_pack("{s:s,s:s,s:o}", "ip", a->ip, "source", vm_address_source_text(a->source),
+                                            "seen_at", time_or_null(a->seen_at)));
+    }
+    return list;
+}
+
 static json_t *runtime_json(const struct vm_runtime *rt)
 {
-    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:n,s:[]}", "accel", text_or_null(rt->accel), "pid",
+    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:n,s:o}", "accel", text_or_null(rt->accel), "pid",
                      positive_or_null(rt->pid), "started_at", time_or_null(rt->started_at), "work_dir",
                      text_or_null(rt->work_dir), "overlay_path", text_or_null(rt->overlay_path), "seed_iso_path",
                      text_or_null(rt->seed_iso_path), "qmp_socket", text_or_null(rt->qmp_socket), "console_socket",
                      text_or_null(rt->console_socket), "vnc_addr", text_or_null(rt->vnc_addr), "ssh_host_port",
                      positive_or_null(rt->ssh_host_port), "mac_addr", text_or_null(rt->mac_addr), "vsock_cid",
-                     "addresses");
+                     "addresses", addresses_json(rt));
 }
 
 static json_t *conditions_json(const struct vm *vm)
@@ -116,13 +128,14 @@ json_t *vm_private_json(const struct vm *vm)
     const struct vm_runtime *rt = &vm->runtime;
     const struct vm_policy *p = &vm->policy;
 
-    return json_pack("{s:I,s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:I,s:o,s:b,s:o}", "start_ticks",
+    return json_pack("{s:I,s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:I,s:o,s:b,s:o,s:o,s:o}", "start_ticks",
                      (json_int_t)rt->start_ticks, "boot_id", rt->boot_id, "exe", text_or_null(rt->exe), "machine_type",
                      text_or_null(rt->machine_type), "cpu_model", text_or_null(rt->cpu_model), "qemu_version",
                      text_or_null(rt->qemu_version), "tap", text_or_null(rt->tap), "disk_format",
                      text_or_null(rt->disk_format), "restart_at", time_or_null(p->restart_at), "restarts",
                      (json_int_t)p->restarts, "restarts_from", time_or_null(p->restarts_from), "restart_given_up",
-                     p->given_up, "autostart_at", time_or_null(p->autostart_at));
+                     p->given_up, "autostart_at", time_or_null(p->autostart_at), "image_name",
+                     text_or_null(rt->image_name), "image_path", text_or_null(rt->image_path));
 }
 
 /* --- back from the store: what we wrote ourselves, so any surprise is a damaged document --- */
@@ -158,6 +171,26 @@ static bool take_text(char **ret, const json_t *obj, const char *name)
     return *ret != NULL;
 }
 
+static void addresses_from_json(const json_t *list, struct vm_runtime *rt)
+{
+    size_t i;
+    json_t *item;
+
+    json_array_foreach(list, i, item)
+    {
+        const char *ip = get_text(item, "ip"), *source = get_text(item, "source");
+        for (int s = 0; ip != NULL && source != NULL && s < VM_ADDRESS_SOURCE_MAX; s++) {
+            if (rt->n_addresses == VM_ADDRESSES_MAX ||
+                strcmp(source, vm_address_source_text((enum vm_address_source)s)) != 0)
+                continue;
+            struct vm_address *a = &rt->addresses[rt->n_addresses++];
+            snprintf(a->ip, sizeof(a->ip), "%s", ip);
+            a->source = (enum vm_address_source)s;
+            a->seen_at = get_time(item, "seen_at");
+        }
+    }
+}
+
 static bool runtime_from_json(const json_t *doc, const json_t *private_doc, struct vm_runtime *rt)
 {
     const char *mac = get_text(doc, "mac_addr"), *boot_id = get_text(private_doc, "boot_id");
@@ -166,6 +199,7 @@ static bool runtime_from_json(const json_t *doc, const json_t *private_doc, stru
     rt->started_at = get_time(doc, "started_at");
     rt->ssh_host_port = (uint16_t)get_int(doc, "ssh_host_port");
     rt->start_ticks = (uint64_t)get_int(private_doc, "start_ticks");
+    addresses_from_json(json_object_get(doc, "addresses"), rt);
     snprintf(rt->mac_addr, sizeof(rt->mac_addr), "%s", mac != NULL ? mac : "");
     snprintf(rt->boot_id, sizeof(rt->boot_id), "%s", boot_id != NULL ? boot_id : "");
     return take_text(&rt->accel, doc, "accel") && take_text(&rt->work_dir, doc, "work_dir") &&
@@ -175,7 +209,9 @@ static bool runtime_from_json(const json_t *doc, const json_t *private_doc, stru
            take_text(&rt->machine_type, private_doc, "machine_type") &&
            take_text(&rt->cpu_model, private_doc, "cpu_model") &&
            take_text(&rt->qemu_version, private_doc, "qemu_version") && take_text(&rt->tap, private_doc, "tap") &&
-           take_text(&rt->disk_format, private_doc, "disk_format");
+           take_text(&rt->disk_format, private_doc, "disk_format") &&
+           take_text(&rt->image_name, private_doc, "image_name") &&
+           take_text(&rt->image_path, private_doc, "image_path");
 }
 
 static void conditions_from_json(const json_t *list, struct vm *vm)

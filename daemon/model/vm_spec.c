@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "base/str.h"
 #include "model/fields.h"
+#include "model/image.h"
 #include "model/vm.h"
 
 enum {
@@ -227,6 +228,25 @@ static bool hostname_valid(const char *s)
            strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.") == len;
 }
 
+/* A mapping, as far as can be told without reading YAML: after comments and marks comes a key or a brace.  What is none leaves
+ * the guest without a network and without a word. */
+static bool network_config_valid(const char *text)
+{
+    for (;;) {
+        text += strspn(text, " \t\r\n");
+        if (*text == '#' || *text == '%')
+            text += strcspn(text, "\n");
+        else if (strncmp(text, "---", 3) == 0)
+            text += 3;
+        else
+            break;
+    }
+    if (*text == '{')
+        return strchr(text, '}') != NULL;
+    size_t line = strcspn(text, "\r\n"), key = strcspn(text, ":");
+    return *text != '-' && *text != '[' && key > 0 && key < line && strchr(" \t\r\n", text[key + 1]) != NULL;
+}
+
 static int parse_cloud_init(const json_t *obj, const char *pointer, struct vm_spec *s, struct error *err)
 {
     static const char *const names[] = {"hostname",       "ssh_authorized_keys", "user_data", "vendor_data",
@@ -242,6 +262,8 @@ static int parse_cloud_init(const json_t *obj, const char *pointer, struct vm_sp
         return -1;
     if (ci->hostname != NULL && !hostname_valid(ci->hostname))
         return field_error(&f, "hostname", "a host name: letters, digits, - and .");
+    if (ci->network_config != NULL && !network_config_valid(ci->network_config))
+        return field_error(&f, "network_config", "a mapping in YAML or JSON, as cloud-init's network-config is");
     s->has_cloud_init = true;
     return 0;
 }
@@ -271,6 +293,22 @@ static int parse_policy(const struct fields *f, struct vm_spec *s)
     return 0;
 }
 
+static int parse_image_url(const struct fields *f, struct vm_spec *s)
+{
+    if (field_str(f, "image_url", IMAGE_URL_MAX, &s->image_url) < 0 ||
+        field_str(f, "image_sha256", 80, &s->image_sha256) < 0)
+        return -1;
+    if (s->image_url != NULL && !image_url_valid(s->image_url))
+        return field_error(f, "image_url", IMAGE_URL_EXPECTED);
+    if (s->image_sha256 != NULL && !image_sha256_valid(s->image_sha256))
+        return field_error(f, "image_sha256", IMAGE_SHA256_EXPECTED);
+    if (s->image_sha256 != NULL && s->image_url == NULL)
+        return field_error(f, "image_sha256", "given with image_url alone");
+    if (s->image_url != NULL && s->image != NULL)
+        return field_error(f, "image_url", "given in place of image, not beside it");
+    return 0;
+}
+
 /* An absolute path, or the name of an image. */
 static int parse_image(const struct fields *f, struct vm_spec *s)
 {
@@ -281,8 +319,7 @@ static int parse_image(const struct fields *f, struct vm_spec *s)
         return 0;
     if (text != NULL && text[0] == '/')
         return field_path(f, "image", &s->image);
-    if (text == NULL || *text == '\0' || strlen(text) > 63 ||
-        strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789-._") != strlen(text) || strchr("-._", text[0]) != NULL)
+    if (text == NULL || !image_name_valid(text))
         return field_error(f, "image", "an absolute path, or an image's name (a–z, 0–9, -, . and _)");
     return field_str(f, "image", 63, &s->image);
 }
@@ -291,7 +328,7 @@ static int parse_hardware(const struct fields *f, struct vm_spec *s)
 {
     int machine = VM_MACHINE_Q35, accel = VM_ACCEL_AUTO, display = VM_DISPLAY_NONE;
 
-    if (parse_image(f, s) < 0 || field_u32(f, "vcpus", 1, 255, &s->vcpus) < 0 ||
+    if (parse_image(f, s) < 0 || parse_image_url(f, s) < 0 || field_u32(f, "vcpus", 1, 255, &s->vcpus) < 0 ||
         field_u32(f, "memory_mb", 16, UINT32_MAX, &s->memory_mb) < 0 ||
         field_u32(f, "disk_gb", 1, 65536, &s->disk_gb) < 0 || field_enum(f, "machine", machines, &machine) < 0 ||
         field_enum(f, "accel", accels, &accel) < 0 || field_enum(f, "display", displays, &display) < 0 ||
@@ -381,15 +418,14 @@ static int parse_sections(const struct fields *f, struct vm_spec *s)
 int vm_spec_parse(const json_t *spec, const char *pointer, struct vm_spec *ret, struct error *err)
 {
     static const char *const names[] = {
-        "image",      "vcpus", "memory_mb", "disk_gb",   "machine", "accel",     "display", "uefi",  "boot", "network",
-        "cloud_init", "ssh",   "vsock",     "provision", "restart", "autostart", "protect", "ttl_s", NULL};
+        "image", "image_url", "image_sha256", "vcpus",     "memory_mb", "disk_gb",    "machine",
+        "accel", "display",   "uefi",         "boot",      "network",   "cloud_init", "ssh",
+        "vsock", "provision", "restart",      "autostart", "protect",   "ttl_s",      NULL};
     struct vm_spec s = {.vcpus = 1, .memory_mb = 1024};
     struct fields f;
 
     if (fields_open(&f, spec, pointer, names, err) < 0 || parse_hardware(&f, &s) < 0 || parse_sections(&f, &s) < 0 ||
         parse_provision(&f, &s) < 0 || parse_policy(&f, &s) < 0) {
-        if (json_object_get(spec, "image_url") != NULL)
-            error_help(err, "this vmmd does not fetch images: download it, and give its absolute path as image");
         vm_spec_done(&s);
         return -1;
     }
@@ -449,7 +485,8 @@ json_t *vm_spec_json(const struct vm_spec *s)
                             text_or_null(s->ssh.private_key_path));
 
     return json_pack(
-        "{s:o,s:I,s:I,s:o,s:s,s:s,s:b,s:s,s:o,s:o,s:o,s:o,s:b,s:o,s:s,s:b,s:b,s:o}", "image", text_or_null(s->image),
+        "{s:o,s:o,s:o,s:I,s:I,s:o,s:s,s:s,s:b,s:s,s:o,s:o,s:o,s:o,s:b,s:o,s:s,s:b,s:b,s:o}", "image",
+        text_or_null(s->image), "image_url", text_or_null(s->image_url), "image_sha256", text_or_null(s->image_sha256),
         "vcpus", (json_int_t)s->vcpus, "memory_mb", (json_int_t)s->memory_mb, "disk_gb",
         s->disk_gb > 0 ? json_integer(s->disk_gb) : json_null(), "machine", machines[s->machine], "accel",
         accels[s->accel], "uefi", s->uefi, "display", displays[s->display], "boot", boot, "network", network_json(s),

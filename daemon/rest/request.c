@@ -133,7 +133,7 @@ int rest_cursor_parse(struct http_request *req, char **ret, struct error *err)
         (*ret)[i] = (char)(high * 16 + low);
     }
     (*ret)[good ? len / 2 : 0] = '\0';
-    if (good && strspn(*ret, "abcdefghijklmnopqrstuvwxyz0123456789-") == strlen(*ret))
+    if (good && strspn(*ret, "abcdefghijklmnopqrstuvwxyz0123456789-._") == strlen(*ret))
         return 0;
     mem_free(*ret);
     *ret = NULL;

@@ -34,6 +34,14 @@ const struct http_route rest_routes[] = {
     {HTTP_GET, "/v1/vms/{vm}/console", rest_vm_console, .no_body = true},
     {HTTP_GET, "/v1/vms/{vm}/vnc", rest_vm_vnc, .no_body = true},
 
+    {HTTP_GET, "/v1/images", rest_images_list, .no_body = true},
+    {HTTP_POST, "/v1/images", rest_image_pull},
+    {HTTP_GET, "/v1/images/{name}", rest_image_get, .no_body = true},
+    {HTTP_PUT, "/v1/images/{name}", rest_image_upload, .stream_body = true},
+    {HTTP_DELETE, "/v1/images/{name}", rest_image_delete, .no_body = true},
+    {HTTP_POST, "/v1/images/{name}/convert", rest_image_convert},
+    {HTTP_POST, "/v1/images/prune", rest_images_prune},
+
     {HTTP_GET, "/v1/operations", rest_operations_list, .no_body = true},
     {HTTP_GET, "/v1/operations/{id}", rest_operation_get, .no_body = true},
     {HTTP_DELETE, "/v1/operations/{id}", rest_operation_cancel, .no_body = true},

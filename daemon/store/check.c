@@ -34,6 +34,7 @@ static void say(struct check *c, const char *fmt, ...)
 /* Each row of sql is a finding: what, and what is the matter with it. */
 struct probe {
     const char *sql, *about;
+    int since; /* schema */
 };
 
 static const struct probe probes[] = {
@@ -45,6 +46,7 @@ static const struct probe probes[] = {
     {"SELECT id, 'its private document is no JSON' FROM vms"
      " WHERE private_doc IS NOT NULL AND private_doc <> '' AND NOT json_valid(private_doc) LIMIT 100",
      "bad VM"},
+    {"SELECT id, 'its document is no JSON' FROM images WHERE NOT json_valid(doc) LIMIT 100", "bad image", 2},
     {"SELECT id, 'its document is no JSON' FROM operations WHERE NOT json_valid(doc) LIMIT 100", "bad operation"},
     {"SELECT id, 'its document is no JSON' FROM events WHERE doc <> '' AND NOT json_valid(doc) LIMIT 100", "bad event"},
 };
@@ -71,10 +73,11 @@ static void run_probe(struct check *c, const struct probe *probe)
     sqlite3_finalize(stmt);
 }
 
-static void count_rows(struct check *c)
+static void count_rows(struct check *c, int64_t version)
 {
     static const struct {
         const char *what, *sql;
+        int since;
     } counts[] = {
         {"VMs", "SELECT count(*) FROM vms WHERE destroyed_at = 0"},
         {"destroyed VMs", "SELECT count(*) FROM vms WHERE destroyed_at > 0"},
@@ -82,12 +85,15 @@ static void count_rows(struct check *c)
         {"unfinished operations", "SELECT count(*) FROM operations WHERE finished_at = 0"},
         {"events", "SELECT count(*) FROM events"},
         {"idempotency keys", "SELECT count(*) FROM idempotency_keys"},
+        {"images", "SELECT count(*) FROM images", 2},
         {"ports", "SELECT count(*) FROM ports"},
     };
 
     for (size_t i = 0; i < ARRAY_SIZE(counts); i++) {
         CLEANUP_ERROR struct error err = ERROR_INIT;
         int64_t n;
+        if (version < counts[i].since)
+            continue;
         if (store_db_int(c->db, counts[i].sql, &n, &err) == 0) {
             say(c, "%s: %lld", counts[i].what, (long long)n);
         } else {
@@ -113,8 +119,9 @@ int store_check(const char *dir, void (*say_line)(void *arg, const char *line), 
     }
     if (rc == 0 && version > 0) {
         for (size_t i = 0; i < ARRAY_SIZE(probes); i++)
-            run_probe(&c, &probes[i]);
-        count_rows(&c);
+            if (version >= probes[i].since)
+                run_probe(&c, &probes[i]);
+        count_rows(&c, version);
     }
     sqlite3_close(c.db);
     if (rc == 0 && c.findings > 0) {

@@ -49,6 +49,8 @@ enum store_op {
     OP_PUT_EVENT,
     OP_PUT_PORT,
     OP_DROP_PORTS,
+    OP_PUT_IMAGE,
+    OP_DROP_IMAGE,
     OP_PRUNE_OPERATION_KEYS,
     OP_PRUNE_OPERATIONS,
     OP_PRUNE_KEYS,
@@ -127,7 +129,7 @@ struct store {
 };
 
 /* schema.c, migrations.c: brings the database to the newest schema, or refuses it. */
-extern const char store_schema_1[];
+extern const char store_schema_1[], store_schema_2[];
 int store_migrate(sqlite3 *db, const char *path, struct error *err);
 /* The newest schema this vmmd knows. */
 int store_schema_newest(void);

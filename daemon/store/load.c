@@ -53,6 +53,7 @@ static int load_rows(struct store *store, struct load *load, struct error *err)
 typedef int vm_fn(void *arg, const struct store_vm_row *row, struct error *err);
 typedef int operation_fn(void *arg, const struct store_operation_row *row, struct error *err);
 typedef int step_fn(void *arg, const struct store_step_row *row, struct error *err);
+typedef int image_fn(void *arg, const struct store_image_row *row, struct error *err);
 typedef int key_fn(void *arg, const struct store_key_row *row, struct error *err);
 
 static int vm_row(struct load *load, sqlite3_stmt *stmt, struct error *err)
@@ -106,6 +107,20 @@ static int step_row(struct load *load, sqlite3_stmt *stmt, struct error *err)
     };
 
     return (*(step_fn **)load->fn)(load->arg, &row, err);
+}
+
+static int image_row(struct load *load, sqlite3_stmt *stmt, struct error *err)
+{
+    const struct store_image_row row = {.id = text(stmt, 0), .name = text(stmt, 1), .doc = text(stmt, 2)};
+
+    return (*(image_fn **)load->fn)(load->arg, &row, err);
+}
+
+int store_load_images(struct store *store, image_fn *fn, void *arg, struct error *err)
+{
+    struct load load = {"SELECT id, name, doc FROM images ORDER BY name", "ttt", image_row, &fn, arg};
+
+    return load_rows(store, &load, err);
 }
 
 int store_load_vms(struct store *store, vm_fn *fn, void *arg, struct error *err)

@@ -12,6 +12,7 @@ static const struct {
     const char *sql;
 } migrations[] = {
     {1, store_schema_1},
+    {2, store_schema_2},
 };
 
 int store_schema_newest(void)

@@ -1,4 +1,4 @@
-/* schema.c - schema 1.  A published schema never changes: the next one is a migration (migrations.c).
+/* schema.c - the schemas: 1, and what each later one adds.  A published schema never changes: the next one is a migration (migrations.c).
  *
  * Documents are JSON text whose meaning is the owner's; beside them stands only what SQL must find, order or keep
  * unique. Ids are UUIDv7 text, so their order is that of birth.  Rows with documents keep the rowid (long rows in a
@@ -59,3 +59,10 @@ const char store_schema_1[] =
     "  PRIMARY KEY (udp, host_ip, port)"
     ") STRICT, WITHOUT ROWID;"
     "CREATE INDEX ports_vm ON ports (vm_id);";
+
+/* The image cache. */
+const char store_schema_2[] = "CREATE TABLE images ("
+                              "  id TEXT PRIMARY KEY NOT NULL,"
+                              "  name TEXT NOT NULL UNIQUE,"
+                              "  doc TEXT NOT NULL"
+                              ") STRICT;";

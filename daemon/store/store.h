@@ -49,6 +49,11 @@ struct store_key_row {
     const char *key, *fingerprint, *operation_id;
     int64_t created_at;
 };
+struct store_image_row {
+    const char *id, *name, *doc;
+};
+int store_load_images(struct store *store, int (*fn)(void *arg, const struct store_image_row *row, struct error *err),
+                      void *arg, struct error *err);
 int store_load_vms(struct store *store, int (*fn)(void *arg, const struct store_vm_row *row, struct error *err),
                    void *arg, struct error *err);
 /* Unfinished operations only. */
@@ -83,6 +88,8 @@ void store_put_event(struct store_tx *tx, int64_t id, int64_t at, const char *ty
 void store_put_port(struct store_tx *tx, bool udp, const char *host_ip, uint16_t port,
                     const char *vm_id); /* unique; the VM is stored, by this tx (in any order) or before */
 void store_drop_ports(struct store_tx *tx, const char *vm_id);
+void store_put_image(struct store_tx *tx, const struct store_image_row *row); /* insert or replace; name unique */
+void store_drop_image(struct store_tx *tx, const char *id);
 /* Forgets operations and keys finished before, tombstones destroyed before, and all but the newest `keep_events` events. */
 void store_prune(struct store_tx *tx, int64_t operations_before, int64_t keys_before, int64_t tombstones_before,
                  int64_t keep_events);

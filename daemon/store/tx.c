@@ -30,6 +30,10 @@ static const struct {
                       "store an event"},
     [OP_PUT_PORT] = {"INSERT INTO ports (udp, host_ip, port, vm_id) VALUES (?1, ?2, ?3, ?4)", "itit", "store a port"},
     [OP_DROP_PORTS] = {"DELETE FROM ports WHERE vm_id = ?1", "t", "forget a VM's ports"},
+    [OP_PUT_IMAGE] = {"INSERT INTO images (id, name, doc) VALUES (?1, ?2, ?3)"
+                      " ON CONFLICT (id) DO UPDATE SET name = excluded.name, doc = excluded.doc",
+                      "ttt", "store an image"},
+    [OP_DROP_IMAGE] = {"DELETE FROM images WHERE id = ?1", "t", "forget an image"},
     [OP_PRUNE_OPERATION_KEYS] = {"DELETE FROM idempotency_keys WHERE operation_id IN"
                                  " (SELECT id FROM operations WHERE finished_at > 0 AND finished_at < ?1)",
                                  "i", "forget old idempotency keys"},
@@ -201,6 +205,21 @@ void store_drop_ports(struct store_tx *tx, const char *vm_id)
 {
     if (record(tx, OP_DROP_PORTS))
         store_pack_text(&tx->data, vm_id);
+}
+
+void store_put_image(struct store_tx *tx, const struct store_image_row *row)
+{
+    if (!record(tx, OP_PUT_IMAGE))
+        return;
+    store_pack_text(&tx->data, row->id);
+    store_pack_text(&tx->data, row->name);
+    store_pack_text(&tx->data, row->doc);
+}
+
+void store_drop_image(struct store_tx *tx, const char *id)
+{
+    if (record(tx, OP_DROP_IMAGE))
+        store_pack_text(&tx->data, id);
 }
 
 void store_prune(struct store_tx *tx, int64_t operations_before, int64_t keys_before, int64_t tombstones_before,

@@ -1,6 +1,6 @@
 """Speed and size of vmmd, as ratios against bare references measured in the same run, interleaved; medians.
 
-    bench.py [WHAT ...]     of: get start end size create; all by default
+    bench.py [WHAT ...]     of: get start end size create pull; all by default
 
 Everything runs on loopback and in one directory, which is removed; every process is ended by its pid."""
 import json
@@ -25,6 +25,7 @@ VMS, CREATES, CREATE_ROUNDS, CONNECTIONS = 10000, 8000, 5, 32
 GET_ROUNDS, GET_CONNECTIONS = 11, 16
 START_ROUNDS = 15
 LIST_ROUNDS, READY_ROUNDS = 41, 7
+PULL_ROUNDS, PULL_MIB = 7, int(os.environ.get("VMMD_BENCH_PULL_MIB", "1024"))
 
 
 def median(values):
@@ -446,6 +447,47 @@ class Bench:
         self.row(f"exec to ready with {VMS:,} VMs", f"{median(ready):.2f} s", "", "", "< 0.5 s", median(ready) < 0.5)
 
 
+    def pull(self):
+        """An image with its digest, flushed and looked at, against `curl -o` of the same."""
+        image, copy = os.path.join(self.dir, "image.raw"), os.path.join(self.dir, "copy")
+        with open(image, "wb") as file:
+            for _ in range(PULL_MIB):
+                file.write(os.urandom(1 << 20))
+        port = free_port()
+        code = ("import http.server, os, sys\nclass H(http.server.BaseHTTPRequestHandler):\n def log_message(self, *a): pass\n"
+                " def do_GET(self):\n  with open(sys.argv[2], 'rb') as f:\n   n = os.fstat(f.fileno()).st_size\n"
+                "   self.send_response(200); self.send_header('Content-Length', str(n)); self.end_headers(); self.wfile.flush()\n"
+                "   at = 0\n   while at < n: at += os.sendfile(self.connection.fileno(), f.fileno(), at, n - at)\n"
+                "http.server.ThreadingHTTPServer(('127.0.0.1', int(sys.argv[1])), H).serve_forever()")
+        self.ended_by_us.append(subprocess.Popen([sys.executable, "-c", code, str(port), image]))
+        url = f"http://127.0.0.1:{port}/image"
+        until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 10, "the web server")
+        vmmd = self.vmmd("pull")
+        wire = Wire(vmmd.socket)
+        ours, reference = [], []
+
+        def by_vmmd():
+            began = time.monotonic()
+            answer = wire.must("POST", "/v1/images", {"name": "image", "url": url, "format": "raw"})
+            ours.append(time.monotonic() - began)
+            assert json.loads(answer)["state"] == "succeeded"
+            wire.must("DELETE", "/v1/images/image")
+
+        def by_curl():
+            began = time.monotonic()
+            subprocess.run(["curl", "-sS", "-o", copy, url], check=True)
+            reference.append(time.monotonic() - began)
+            os.unlink(copy)
+        for _ in range(PULL_ROUNDS):
+            self.pair(by_vmmd, by_curl)
+        wire.close()
+        vmmd.stop()
+        speed = ratio(reference, ours)
+        self.row(f"pull of {PULL_MIB} MiB with digest, durable", f"{PULL_MIB / median(ours):.0f} MiB/s",
+                 f"curl -o {PULL_MIB / median(reference):.0f} MiB/s", f"{speed:.2f}", "> 0.8", speed > 0.8)
+        os.unlink(image)
+
+
 def print_table(rows, notes, seed, seconds):
     head = ("what", "ours", "reference", "ratio", "target", "met")
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
@@ -459,7 +501,7 @@ def print_table(rows, notes, seed, seconds):
 
 
 def main():
-    wanted = set(sys.argv[1:]) or {"get", "start", "end", "create", "size"}
+    wanted = set(sys.argv[1:]) or {"get", "start", "end", "create", "size", "pull"}
     seed = int(os.environ.get("VMMD_BENCH_SEED", time.time_ns() % 1000000))
     began = time.monotonic()
     bench = Bench(seed)
@@ -469,6 +511,8 @@ def main():
             bench.get()
         if wanted & {"start", "end"}:
             bench.start_end()
+        if "pull" in wanted:
+            bench.pull()
         if wanted & {"create", "size"}:
             bench.create_size("create" in wanted, "size" in wanted)
     finally:

@@ -81,10 +81,10 @@ def test_list_is_aligned_and_never_cut(peer):
              runtime={"pid": 4242, "ssh_host_port": 40022})
     peer.on("GET", "/v1/vms.*", page(vm("a"), tap, vm(long_name)))
     lines = peer.vmctl("list").stdout.splitlines()
-    assert lines[0].split() == ["NAME", "STATE", "BACKEND", "VCPUS", "MEM", "NETWORK", "PID", "SSH", "AGE"]
-    assert lines[2].split()[:-1] == ["b", "running", "noop", "255", "123456MiB", "tap:br-long-name", "4242", ":40022"]
+    assert lines[0].split() == ["NAME", "STATE", "BACKEND", "VCPUS", "MEM", "NETWORK", "PID", "SSH", "IP", "AGE"]
+    assert lines[2].split()[:-1] == ["b", "running", "noop", "255", "123456MiB", "tap:br-long-name", "4242", ":40022", "-"]
     assert lines[3].startswith(long_name + "  running")
-    for column in ("STATE", "BACKEND", "VCPUS", "NETWORK", "PID", "SSH", "AGE"):
+    for column in ("STATE", "BACKEND", "VCPUS", "NETWORK", "PID", "SSH", "IP", "AGE"):
         at = lines[0].index(column)
         assert all(line[at - 1] == " " and line[at] != " " for line in lines), column
     assert all(line == line.rstrip() for line in lines)
@@ -144,7 +144,7 @@ def test_ops(peer):
     listing = {"items": [operation(), done(ident="op-2", vm="db")], "next_cursor": None, "as_of_event": 1}
     peer.on("GET", "/v1/operations.*", (200, listing))
     lines = peer.vmctl("ops").stdout.splitlines()
-    assert lines[0].split() == ["ID", "KIND", "VM", "STATE", "STEP", "AGE"] and lines[2].split()[:5] == ["op-2", "vm.start", "db", "succeeded",
+    assert lines[0].split() == ["ID", "KIND", "SUBJECT", "STATE", "STEP", "AGE"] and lines[2].split()[:5] == ["op-2", "vm.start", "db", "succeeded",
                                                                                                         "-"]
     assert peer.vmctl("ops", "list", "-o", "name", "--state", "running", "-n", "5").stdout == "op-1\nop-2\n"
     assert peer.requests[-1].path == "/v1/operations?limit=5&state=running"

@@ -17,6 +17,7 @@ GUEST = os.environ.get("VMMD_GUEST", os.path.join(ROOT, "build", "guest"))
 KERNEL = os.path.join(GUEST, "vmlinuz")
 INITRD = os.path.join(GUEST, "initrd.img")
 TINY = os.path.join(GUEST, "tiny.qcow2")
+DEBIAN = os.path.join(GUEST, "debian-12.qcow2")
 # A guest is up in 3 to 9 s; a busy machine may take its time.
 PATIENCE = 120
 UP = "vmmd-guest: up"
@@ -59,10 +60,11 @@ def destroy(api, name="web"):
     return answer
 
 
-def wait_for(api, name="web", *what):
+def wait_for(api, name="web", *what, patience=PATIENCE):
     """Waits for conditions such as "ready" and "state:stopped"; the VM."""
-    query = [("for", one) for one in what] + [("timeout", int(PATIENCE * SLOW))]
-    answer = api.get(f"/v1/vms/{name}/wait", query=query, timeout=PATIENCE * SLOW + 10)
+    patience = min(600, int(patience * SLOW))
+    query = [("for", one) for one in what] + [("timeout", patience)]
+    answer = api.get(f"/v1/vms/{name}/wait", query=query, timeout=patience + 10)
     assert answer.status == 200, f"{answer}\n--- console\n{console(api, name)[-3000:]}"
     return answer.json["vm"]
 

@@ -1,22 +1,17 @@
 """What a VM's network is to its host: forwards carry both protocols and are for this host alone, ports and addresses stay,
 and no tap device outlives its QEMU."""
 import contextlib
-import ctypes
-import json
 import os
-import secrets
 import socket
-import subprocess
 
 import pytest
 
 from e2e import guest
 from e2e.guest import PATIENCE, booted, deaf, destroy, direct, do, in_guest, make
-from lib.vmmd import Daemon
+from e2e.lan import entered, tap, taps
 from lib.vms import create_body, eventually, get_vm
 
 NICS = "for n in /sys/class/net/*; do [ -e $n/device ] && echo ${n##*/}; done; true"
-CLONE_NEWNET = 0x40000000
 
 
 def forward(guest_port, host_port=0, **more):
@@ -120,54 +115,6 @@ def test_port_held_by_a_stranger_is_refused_at_create(vmmd, api, proto):
         assert api.get("/v1/vms/web").status == 404 and guest.vm_files(vmmd) == []
     answer = api.post("/v1/vms", body, prefer_wait=PATIENCE)
     assert answer.status == 200, answer
-
-
-@contextlib.contextmanager
-def entered(namespace):
-    """This thread, and what it starts, lives in the network namespace meanwhile."""
-    setns = ctypes.CDLL(None, use_errno=True).setns
-    with open("/proc/thread-self/ns/net", "rb") as home, open(f"/run/netns/{namespace}", "rb") as there:
-        assert setns(there.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
-        try:
-            yield
-        finally:
-            assert setns(home.fileno(), CLONE_NEWNET) == 0
-
-
-def links(namespace):
-    """name -> what `ip` says of it"""
-    done = subprocess.run(["ip", "-n", namespace, "-j", "-d", "link"], check=True, stdout=subprocess.PIPE)
-    return {link["ifname"]: link for link in json.loads(done.stdout)}
-
-
-def taps(namespace):
-    return {name: link for name, link in links(namespace).items() if link.get("linkinfo", {}).get("info_kind") == "tun"}
-
-
-@pytest.fixture
-def lan():
-    """A daemon in a network namespace of its own, with a bridge br0 that has the address 192.0.2.1: (daemon, namespace).
-    Its socket is on the file system, which is shared."""
-    if os.geteuid() != 0:
-        pytest.skip("tap devices need root")
-    namespace = f"vmmd-{secrets.token_hex(4)}"
-    subprocess.run(["ip", "netns", "add", namespace], check=True)
-    try:
-        for command in ("link set lo up", "link add br0 type bridge", "addr add 192.0.2.1/24 dev br0", "link set br0 up"):
-            subprocess.run(["ip", "-n", namespace, *command.split()], check=True)
-        with Daemon(start=False) as daemon:
-            with entered(namespace):
-                daemon.start()
-            yield daemon, namespace
-            guest.tell(daemon)
-            guest.destroy_all(daemon)
-            assert taps(namespace) == {}
-    finally:
-        subprocess.run(["ip", "netns", "del", namespace], check=True)
-
-
-def tap(bridge="br0"):
-    return {"type": "tap", "bridge": bridge}
 
 
 def test_each_vm_has_its_tap_and_none_outlives_it(lan):

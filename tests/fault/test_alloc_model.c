@@ -24,7 +24,8 @@ static const char spec_text[] =
     "port\":80}]},"
     "\"cloud_init\":{\"hostname\":\"web\",\"ssh_authorized_keys\":[\"ssh-ed25519 A\",\"ssh-ed25519 "
     "B\"],\"user_data\":\"#cloud-config\\n\","
-    "\"vendor_data\":\"v\",\"network_config\":\"n\",\"instance_id\":\"i-1\"},\"ssh\":{\"user\":\"root\",\"private_key_"
+    "\"vendor_data\":\"v\",\"network_config\":\"n: "
+    "1\",\"instance_id\":\"i-1\"},\"ssh\":{\"user\":\"root\",\"private_key_"
     "path\":\"/id\"},"
     "\"vsock\":false,\"restart\":\"always\",\"autostart\":true,\"protect\":true,\"ttl_s\":60}";
 static const char tap_text[] = "{\"network\":{\"type\":\"tap\",\"bridge\":\"br0\"}}";
@@ -143,6 +144,12 @@ static void full_vm(struct vm *vm)
     rt->ssh_host_port = 40022;
     snprintf(rt->mac_addr, sizeof(rt->mac_addr), "52:54:00:01:02:03");
     snprintf(rt->boot_id, sizeof(rt->boot_id), "0a0b0c0d-0000-4000-8000-000000000001");
+    for (int i = 0; i < VM_ADDRESS_SOURCE_MAX; i++) {
+        struct vm_address *a = &rt->addresses[rt->n_addresses++];
+        snprintf(a->ip, sizeof(a->ip), "192.0.2.%d", i);
+        a->source = (enum vm_address_source)i;
+        a->seen_at = 1700000001111 + i;
+    }
     for (int i = 0; i < VM_COND_MAX; i++)
         vm_condition_set(vm, (enum vm_condition_type)i, i % 2 == 0, "because", "a message");
     vm->failure = (struct vm_failure){.set = true,

@@ -32,11 +32,11 @@ TABLE = {
     "daemon/loop": (["base"], ["uv.h"]),
     "daemon/model": (["base"], ["jansson.h", "nettle/"]),
     "daemon/qmp": (["base", "loop"], ["jansson.h"]),
-    "daemon/guest": (["base", "loop"], ["jansson.h"]),
+    "daemon/guest": (["base", "loop"], ["jansson.h", "nettle/"]),
     "daemon/image": (["base", "loop"], ["jansson.h"]),
     "daemon/net": (["base", "loop"], []),
     "daemon/cloudinit": (["base", "loop"], ["jansson.h", "archive.h", "archive_entry.h"]),
-    "daemon/helpers": (["base"], ["jansson.h", "seccomp.h"]),
+    "daemon/helpers": (["base", "helpers"], ["jansson.h", "seccomp.h", "curl/", "nettle/", "zlib.h", "lzma.h", "zstd.h"]),
     "daemon/backend": (["base", "model", "loop", "backend"] + LEAVES, ["jansson.h"]),
     "daemon/store": (["base", "model"], ["sqlite3.h", "jansson.h"]),
     "daemon/core": (CORE, ["jansson.h", "nettle/"]),
@@ -50,7 +50,7 @@ TABLE = {
 # main.c and its like directly in daemon/ wire everything, and meet no library but jansson.
 WIRING = (["*"], ["jansson.h"])
 LIBRARIES = ["uv.h", "sqlite3.h", "microhttpd.h", "jansson.h", "curl/", "archive.h", "archive_entry.h", "seccomp.h", "nettle/",
-             "openssl/", "gnutls/", "glib.h"]
+             "openssl/", "gnutls/", "glib.h", "zlib.h", "lzma.h", "zstd.h"]
 # Fields of parts that are always empty or null so far: a provision step, an address, a progress.
 EMPTY = {"inline", "content_base64", "destination", "ip", "source", "seen_at", "total", "unit"}
 # Known to their own folder alone.

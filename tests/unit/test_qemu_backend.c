@@ -87,7 +87,28 @@ static void on_mute(void *arg, bool mute)
         ((struct fixture *)arg)->mute_told++;
 }
 
-static const struct backend_events events = {on_exited, on_reset, on_agent, on_io_error, on_mute};
+static void on_addresses(void *arg, const struct vm_address *list, unsigned n)
+{
+    (void)arg;
+    (void)list;
+    (void)n;
+}
+
+static void on_cloud_init(void *arg, bool done, const char *reason, const char *message)
+{
+    (void)arg;
+    (void)done;
+    (void)reason;
+    (void)message;
+}
+
+static const struct backend_events events = {.exited = on_exited,
+                                             .guest_reset = on_reset,
+                                             .agent = on_agent,
+                                             .addresses = on_addresses,
+                                             .cloud_init = on_cloud_init,
+                                             .io_error = on_io_error,
+                                             .unresponsive = on_mute};
 
 static void out_of_patience(void *arg)
 {

@@ -227,11 +227,39 @@ static int teardown(void **state)
     return dir_remove(dir, NULL);
 }
 
+static void user_data_that_cloud_init_knows_is_told_apart(void **state)
+{
+    static const char *const known[] = {"",
+                                        "#cloud-config\nusers: []\n",
+                                        "\n  #Cloud-Config\n",
+                                        "#cloud-config-archive\n",
+                                        "#!/bin/sh\n",
+                                        "#include\nhttp://192.0.2.1/x\n",
+                                        "#include-once\n",
+                                        "#cloud-boothook\n",
+                                        "#part-handler\n",
+                                        "## template: jinja\n#cloud-config\n",
+                                        "Content-Type: multipart/mixed; boundary=\"x\"\nMIME-Version: 1.0\n",
+                                        "From x\nMime-version: 1.0\n"};
+    static const char *const unknown[] = {"users: []\n", "# cloud-config\n", "{\"users\":[]}", "cloud-config",
+                                          "echo hi\n"};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+        assert_true(seed_user_data_known(known[i]));
+    for (size_t i = 0; i < sizeof(unknown) / sizeof(unknown[0]); i++)
+        assert_false(seed_user_data_known(unknown[i]));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_made_up),  cmocka_unit_test(test_given),     cmocka_unit_test(test_volume),
-        cmocka_unit_test(test_failures), cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(user_data_that_cloud_init_knows_is_told_apart),
+        cmocka_unit_test(test_made_up),
+        cmocka_unit_test(test_given),
+        cmocka_unit_test(test_volume),
+        cmocka_unit_test(test_failures),
+        cmocka_unit_test(test_no_memory),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -42,11 +42,11 @@ static void strange_files_are_refused(void **state)
 
     bed_close(b);
     bed_plant(b, "PRAGMA user_version = 42");
-    refused(b, "has schema 42, and vmmd " VMMD_VERSION " knows schemas up to 1: it needs vmmd " VMMD_VERSION
+    refused(b, "has schema 42, and vmmd " VMMD_VERSION " knows schemas up to 2: it needs vmmd " VMMD_VERSION
                ", which used it last, or a newer one");
     bed_plant(b, "DELETE FROM meta");
-    refused(b, "knows schemas up to 1: it needs a vmmd that knows schema 42");
-    bed_plant(b, "PRAGMA user_version = 1; DROP TABLE vms");
+    refused(b, "knows schemas up to 2: it needs a vmmd that knows schema 42");
+    bed_plant(b, "PRAGMA user_version = 2; DROP TABLE vms");
     refused(b, "cannot read the database's schema");
     bed_plant(b, "PRAGMA user_version = 0");
     refused(b, "damaged");
@@ -200,7 +200,7 @@ static void checking_finds_what_is_planted(void **state)
     store_put_event(tx, 1, 1, "vm.a", NULL, "{}");
     assert_int_equal(bed_commit(b, tx, NULL), ERR_NONE);
     assert_int_equal(store_check(b->dir, bed_on_line, &f, &err), 0); /* beside a running vmmd */
-    assert_non_null(strstr(f.text, "schema: 1|"));
+    assert_non_null(strstr(f.text, "schema: 2|"));
     assert_non_null(strstr(f.text, "|VMs: 3|"));
     bed_close(b);
     snprintf(side, sizeof(side), "%s-wal", b->path);

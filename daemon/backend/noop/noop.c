@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/mem.h"
 #include "loop/timer.h"
 
@@ -153,6 +154,37 @@ static void exit_due(void *arg)
         tell_exit(b, how);
 }
 
+static void tell_addresses(struct backend_vm *b)
+{
+    struct vm_address list[VM_ADDRESSES_MAX];
+    const char *ips = label(b, "noop.ip");
+    enum vm_address_source source = label_is(b, "noop.ip_source", "lease")       ? VM_ADDRESS_LEASE
+                                    : label_is(b, "noop.ip_source", "neighbour") ? VM_ADDRESS_NEIGHBOUR
+                                                                                 : VM_ADDRESS_AGENT;
+    unsigned n = 0;
+
+    for (const char *ip = ips; ip != NULL && n < VM_ADDRESSES_MAX; ip = strchr(ip, ',')) {
+        ip += *ip == ',';
+        list[n] = (struct vm_address){.source = source, .seen_at = clock_wall_ms()};
+        snprintf(list[n++].ip, VM_IP_MAX, "%.*s", (int)strcspn(ip, ","), ip);
+    }
+    if (n > 0)
+        b->events->addresses(b->arg, list, n);
+}
+
+static void tell_cloud_init(struct backend_vm *b)
+{
+    const char *how = label(b, "noop.cloud_init");
+    char reason[32];
+
+    if (!b->vm->spec.has_cloud_init)
+        return;
+    how = how != NULL ? how : "done";
+    size_t len = strcspn(how, ":");
+    snprintf(reason, sizeof(reason), "%.*s", (int)len, how);
+    b->events->cloud_init(b->arg, strcmp(reason, "done") == 0, reason, how[len] != '\0' ? how + len + 1 : "");
+}
+
 static void event_run(struct loop_task *task)
 {
     struct backend_vm *b = CONTAINER_OF(task, struct backend_vm, event_task);
@@ -163,6 +195,8 @@ static void event_run(struct loop_task *task)
     }
     if (b->agent_up) {
         b->agent_up = false;
+        tell_addresses(b);
+        tell_cloud_init(b);
         b->events->agent(b->arg, true);
     }
     if (b->off)

@@ -12,6 +12,8 @@
  *   noop.ignore_acpi=true, noop.ignore_term=true   the guest does not power off when asked, the process does not end
  *   noop.ignore_term=refused   the process cannot even be asked
  *   noop.agent=false           no guest agent; noop.method=agent: the agent was what powered it off
+ *   noop.ip=IP[,IP...]         the guest's addresses, told before its agent answers; noop.ip_source=lease or neighbour
+ *   noop.cloud_init=REASON[:MESSAGE]   how cloud-init ends where there is a seed (done)
  *   noop.adopt=HOW             what a restarted daemon finds: running, suspended, nothing, or an end as above
  * A noop VM outlives the daemon: it is found in the state that its row tells. */
 #ifndef BACKEND_NOOP_NOOP_H

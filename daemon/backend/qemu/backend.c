@@ -14,12 +14,42 @@ static struct qemu_backend *self(struct backend *be)
     return CONTAINER_OF(be, struct qemu_backend, ops);
 }
 
-struct image_rules qemu_image_rules(struct qemu_backend *be)
+char **texts_copy(const char *const *list)
 {
+    size_t n = 0;
+    char **copy;
+
+    while (list && list[n])
+        n++;
+    copy = mem_zalloc((n + 1) * sizeof(char *));
+    for (size_t i = 0; copy && i < n; i++) {
+        copy[i] = mem_strdup(list[i]);
+        if (!copy[i]) {
+            texts_free(copy);
+            return NULL;
+        }
+    }
+    return copy;
+}
+
+void texts_free(char **list)
+{
+    for (char **text = list; text && *text; text++)
+        mem_free(*text);
+    mem_free(list);
+}
+
+struct image_rules qemu_image_rules(const struct backend_vm *bvm)
+{
+    const struct qemu_backend *be = bvm->be;
+    const struct vm_runtime *rt = &bvm->vm->runtime;
+    bool cached = rt->image_path != NULL; /* by us: it lies where it lies, and was looked at when it came */
+
     return (struct image_rules){
         .helper = be->host.inspect,
-        .image_dirs = (const char *const *)be->image_dirs,
+        .image_dirs = cached ? NULL : (const char *const *)be->image_dirs,
         .max_bytes = be->max_image_bytes,
+        .mode = cached && rt->disk_format != NULL && strcmp(rt->disk_format, "raw") == 0 ? "raw" : NULL,
     };
 }
 
@@ -66,19 +96,19 @@ static int check_machine(const struct qemu_host *host, const struct vm_spec *spe
 
 static int check_source(const struct qemu_host *host, const struct vm_spec *spec, struct error *err)
 {
-    if (!spec->image && !spec->has_boot)
-        return bad_field(err, "/spec/image", "an absolute path, or boot with a kernel", "the VM has nothing to boot");
-    if (spec->image && spec->image[0] != '/')
-        return bad_field(err, "/spec/image", "an absolute path", "the image is not an absolute path");
+    bool has_image = vm_spec_has_image(spec);
+
+    if (!has_image && !spec->has_boot)
+        return bad_field(err, "/spec/image", "an image, or boot with a kernel", "the VM has nothing to boot");
     if (spec->has_boot && (!spec->boot.kernel || spec->boot.kernel[0] != '/'))
         return bad_field(err, "/spec/boot/kernel", "an absolute path", "the kernel is not an absolute path");
     if (spec->has_boot && spec->boot.initrd && spec->boot.initrd[0] != '/')
         return bad_field(err, "/spec/boot/initrd", "an absolute path", "the initrd is not an absolute path");
-    if (spec->image && !host->qemu_img[0])
+    if (has_image && !host->qemu_img[0])
         return error_set(err, ERR_BACKEND_NOT_AVAILABLE, "qemu-img is not installed (Debian: qemu-utils)");
-    if (spec->image && !host->inspect[0])
+    if (has_image && !host->inspect[0])
         return error_set(err, ERR_BACKEND_NOT_AVAILABLE, "vmmd-inspect is not installed beside vmmd");
-    if (!spec->image && spec->disk_gb)
+    if (!has_image && spec->disk_gb)
         return bad_field(err, "/spec/disk_gb", "null without an image", "a VM without an image has no disk");
     return 0;
 }
@@ -239,9 +269,8 @@ static void qemu_free(struct backend *ops)
     qemu_probe_free(be->probe);
     qemu_host_done(&be->host);
     oom_free(be);
-    for (char **dir = be->image_dirs; dir && *dir; dir++)
-        mem_free(*dir);
-    mem_free(be->image_dirs);
+    texts_free(be->image_dirs);
+    texts_free(be->lease_files);
     mem_free(be->data_dir);
     mem_free(be->runtime_dir);
     mem_free(be->helper_dir);
@@ -284,22 +313,6 @@ static const struct backend vtable = {
     .free = qemu_free,
 };
 
-static char **copy_list(const char *const *list)
-{
-    size_t n = 0;
-    char **copy;
-
-    while (list && list[n])
-        n++;
-    copy = mem_zalloc((n + 1) * sizeof(char *));
-    for (size_t i = 0; copy && i < n; i++) {
-        copy[i] = mem_strdup(list[i]);
-        if (!copy[i])
-            return NULL; /* the daemon ends then: nothing is taken back */
-    }
-    return copy;
-}
-
 struct backend *qemu_backend_new(struct loop *loop, const struct qemu_config *config, struct error *err)
 {
     struct qemu_backend *be = mem_zalloc(sizeof(*be));
@@ -311,14 +324,16 @@ struct backend *qemu_backend_new(struct loop *loop, const struct qemu_config *co
         be->runtime_dir = mem_strdup(config->runtime_dir);
         be->helper_dir = mem_strdup(config->helper_dir);
         be->binary = mem_strdup(config->qemu_binary ? config->qemu_binary : "qemu-system-x86_64");
-        be->image_dirs = copy_list(config->image_dirs);
+        be->image_dirs = texts_copy(config->image_dirs);
         be->console_log_max = config->console_log_max ? config->console_log_max : 1 << 20;
         be->vmm_log_max = config->vmm_log_max ? config->vmm_log_max : 256 << 10;
         be->max_image_bytes = (uint64_t)(config->max_image_gb ? config->max_image_gb : 16384) << 30;
+        be->lease_files = texts_copy(config->lease_files);
+        be->cloud_init_timeout_ms = (config->cloud_init_timeout_s ? config->cloud_init_timeout_s : 600) * 1000;
         be->host.machines = json_array();
     }
     if (!be || !be->data_dir || !be->runtime_dir || !be->helper_dir || !be->binary || !be->image_dirs ||
-        !be->host.machines) {
+        !be->lease_files || !be->host.machines) {
         error_set(err, ERR_DAEMON_INTERNAL, "no memory for the backend qemu");
         if (be)
             qemu_free(&be->ops);

@@ -188,7 +188,7 @@ static void synced(struct backend_vm *bvm, struct job *job, int rc, struct error
     if (create_cancelled(bvm))
         return;
     set_text(&rt->work_dir, bvm->work_dir);
-    set_text(&rt->overlay_path, bvm->vm->spec.image ? bvm->overlay : NULL);
+    set_text(&rt->overlay_path, vm_base_path(bvm->vm) ? bvm->overlay : NULL);
     set_text(&rt->seed_iso_path, bvm->vm->spec.has_cloud_init ? bvm->seed : NULL);
     if (manifest_write(bvm, false, written_down, &own) < 0)
         create_fail(bvm, &own);
@@ -232,8 +232,9 @@ static int make_overlay(struct backend_vm *bvm, struct error *err)
     const struct vm *vm = bvm->vm;
     uint64_t wanted = (uint64_t)vm->spec.disk_gb << 30;
     char size[32];
-    const char *argv[] = {bvm->be->host.qemu_img,  "create",     "-q", "-u", "-f", "qcow2", "-b", vm->spec.image, "-F",
-                          vm->runtime.disk_format, bvm->overlay, size, NULL};
+    const char *argv[] = {
+        bvm->be->host.qemu_img,  "create",     "-q", "-u", "-f", "qcow2", "-b", vm_base_path(vm), "-F",
+        vm->runtime.disk_format, bvm->overlay, size, NULL};
 
     snprintf(size, sizeof(size), "%llu", (unsigned long long)(wanted > bvm->base_size ? wanted : bvm->base_size));
     bvm->tool = tool_run(bvm->be->loop, argv, NULL, NULL, 0, OVERLAY_TIMEOUT_MS, 65536, overlay_made, bvm, err);
@@ -246,7 +247,7 @@ static void files_made(struct backend_vm *bvm, struct job *job, int rc, struct e
 
     if (rc < 0)
         create_fail(bvm, err);
-    else if (!bvm->vm->spec.image)
+    else if (!vm_spec_has_image(&bvm->vm->spec))
         synced(bvm, job, 0, NULL);
     else if (!create_cancelled(bvm) && make_overlay(bvm, &own) < 0)
         create_fail(bvm, &own);
@@ -294,7 +295,7 @@ static int check_size(struct backend_vm *bvm, const struct image_info *info, str
     if (disk_gb == 0 || (uint64_t)disk_gb << 30 >= info->virtual_size)
         return 0;
     snprintf(expected, sizeof(expected), "at least %llu, or none", (unsigned long long)least);
-    error_set(err, ERR_API_INVALID_FIELD, "disk_gb is %u, the image %s needs %llu", disk_gb, bvm->vm->spec.image,
+    error_set(err, ERR_API_INVALID_FIELD, "disk_gb is %u, the image %s needs %llu", disk_gb, vm_base_path(bvm->vm),
               (unsigned long long)least);
     error_ctx_str(err, "pointer", "/spec/disk_gb");
     error_ctx_str(err, "expected", expected);
@@ -337,15 +338,15 @@ static int boot_file(const char *path, const char *pointer, struct error *err)
 int qemu_create(struct backend_vm *bvm, struct backend_call *call, struct error *err)
 {
     const struct vm_spec *spec = &bvm->vm->spec;
-    struct image_rules rules = qemu_image_rules(bvm->be);
+    struct image_rules rules = qemu_image_rules(bvm);
     int rc;
 
     if (spec->has_boot && (boot_file(spec->boot.kernel, "/spec/boot/kernel", err) < 0 ||
                            boot_file(spec->boot.initrd, "/spec/boot/initrd", err) < 0))
         return -1;
     call_begin(bvm, call, create_hurry);
-    if (spec->image) {
-        bvm->inspection = image_inspect(bvm->be->loop, spec->image, &rules, image_inspected, bvm, err);
+    if (vm_spec_has_image(spec)) {
+        bvm->inspection = image_inspect(bvm->be->loop, vm_base_path(bvm->vm), &rules, image_inspected, bvm, err);
         rc = bvm->inspection ? 0 : -1;
     } else {
         rc = start_files_job(bvm, err);
@@ -381,7 +382,7 @@ uint64_t qemu_room(struct backend *be, const struct vm_spec *spec, bool create)
     }
     if (spec->uefi)
         room += CONTAINER_OF(be, struct qemu_backend, ops)->host.uefi_vars_size;
-    return room + (spec->image ? OVERLAY_ROOM : 0);
+    return room + (vm_spec_has_image(spec) ? OVERLAY_ROOM : 0);
 }
 
 /* ---- remove ---- */

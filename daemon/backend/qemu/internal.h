@@ -7,7 +7,8 @@
  *   plan.c      from a VM to the plan of argv.h         job.c      work on the pool for a VM; the call under way
  *   lock.c      who has a VM's disk                     manifest.c a VM written down beside it
  *   survey.c    what the host holds of VMs              reap.c     removes what nobody owns
- *   oom.c       was it the kernel, for want of memory? */
+ *   oom.c       was it the kernel, for want of memory?
+ *   observe.c   its guest's addresses                   seed.c     how cloud-init ended in it */
 #ifndef BACKEND_QEMU_INTERNAL_H
 #define BACKEND_QEMU_INTERNAL_H
 
@@ -46,6 +47,9 @@ struct qemu_backend {
     size_t vmm_log_max;
     uint64_t max_image_bytes;
     struct oom_group *oom_groups;
+    char **lease_files; /* NULL-terminated */
+    int64_t cloud_init_timeout_ms;
+    unsigned boots; /* observe.c: of all VMs */
     struct qemu_host host;
     struct qemu_probe *probe;
     void (*probed)(void *arg);
@@ -111,6 +115,7 @@ struct backend_vm {
     struct qmp *qmp;
     struct ask *asks;
     struct agent *agent;
+    struct observer *observer; /* observe.c */
     struct console *console;
     struct timer *timer; /* monitor.c: reconnect and heartbeat; the end of a guest that has ended */
     bool mute;           /* told: unresponsive */
@@ -166,7 +171,7 @@ int qemu_dirs_in(const char *data_dir, const char *runtime_dir, const char *id, 
                  struct error *err);
 int qemu_dirs(const struct qemu_backend *be, const char *id, char *work_dir, char *run_dir, struct error *err);
 
-struct image_rules qemu_image_rules(struct qemu_backend *be);
+struct image_rules qemu_image_rules(const struct backend_vm *bvm);
 /* The accelerator this spec gets here. */
 const char *qemu_accel(const struct qemu_backend *be, const struct vm_spec *spec);
 
@@ -215,6 +220,9 @@ int qemu_reap(struct backend *be, struct backend_trace *list,
 /* Calls fn for each QEMU that has its pidfile in a directory of runtime_dir/vms, that directory's name and its -uuid.  Pool. */
 void survey_processes(const char *runtime_dir, void (*fn)(void *arg, pid_t pid, const char *dir, const char *uuid),
                       void *arg);
+/* A NULL-terminated list of texts (NULL: empty), copied; NULL when memory is short. */
+char **texts_copy(const char *const *list);
+void texts_free(char **list);
 
 /* ---- plan.c ---- */
 

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "backend/qemu/internal.h"
+#include "backend/qemu/observe.h"
 #include "base/mem.h"
 
 enum { RETRY_MS = 1000, HEARTBEAT_MS = 2000, QUIT_MS = 3000, RESET_MS = 1500, LAST_WORDS_MS = 2000 };
@@ -233,8 +234,10 @@ static void take_reset(struct backend_vm *bvm)
     bool first = bvm->reset_at == 0 || now - bvm->reset_at > RESET_MS;
 
     bvm->reset_at = now;
-    if (first)
-        bvm->events->guest_reset(bvm->arg);
+    if (!first)
+        return;
+    observe_guest_reset(bvm);
+    bvm->events->guest_reset(bvm->arg);
 }
 
 static void take_event(struct backend_vm *bvm, const char *name, json_t *data)

@@ -16,6 +16,7 @@
 
 #include "backend/qemu/internal.h"
 #include "backend/qemu/oom.h"
+#include "backend/qemu/observe.h"
 #include "base/crash.h"
 #include "base/fd.h"
 #include "base/log.h"
@@ -235,6 +236,7 @@ void process_exited(void *arg, const struct exit_status *status)
     proc_watch_free(bvm->watch);
     bvm->watch = NULL;
     monitor_close(bvm);
+    observe_stop(bvm);
     agent_free(bvm->agent);
     bvm->agent = NULL;
     process_clear(bvm, true);
@@ -278,6 +280,7 @@ void process_detach(struct backend_vm *bvm)
     child_free(TAKE_PTR(bvm->child));
     proc_watch_free(TAKE_PTR(bvm->watch));
     monitor_close(bvm);
+    observe_stop(bvm);
     agent_free(TAKE_PTR(bvm->agent));
     if (bvm->console)
         console_free(TAKE_PTR(bvm->console));

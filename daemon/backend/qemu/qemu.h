@@ -5,14 +5,16 @@
 #include "backend/backend.h"
 
 struct qemu_config {
-    const char *data_dir;          /* VMs live in data_dir/vms/ID */
-    const char *runtime_dir;       /* their sockets in runtime_dir/vms/SHORTID */
-    const char *helper_dir;        /* where vmmd-inspect is */
-    const char *const *image_dirs; /* NULL-terminated; NULL or empty: images may lie anywhere */
-    const char *qemu_binary;       /* NULL: qemu-system-x86_64 from PATH */
-    size_t console_log_max;        /* bytes; 0: 1 MiB */
-    size_t vmm_log_max;            /* bytes; 0: 256 KiB */
-    unsigned max_image_gb;         /* 0: 16,384 */
+    const char *data_dir;           /* VMs live in data_dir/vms/ID */
+    const char *runtime_dir;        /* their sockets in runtime_dir/vms/SHORTID */
+    const char *helper_dir;         /* where vmmd-inspect is */
+    const char *const *image_dirs;  /* NULL-terminated; NULL or empty: images may lie anywhere */
+    const char *qemu_binary;        /* NULL: qemu-system-x86_64 from PATH */
+    size_t console_log_max;         /* bytes; 0: 1 MiB */
+    size_t vmm_log_max;             /* bytes; 0: 256 KiB */
+    unsigned max_image_gb;          /* 0: 16,384 */
+    const char *const *lease_files; /* dnsmasq's, NULL-terminated; NULL: none */
+    int64_t cloud_init_timeout_s;   /* 0: 600 */
 };
 
 /* The backend; the config is copied.  Before the probe it is not available.  Fails: ERR_DAEMON_INTERNAL (memory). */

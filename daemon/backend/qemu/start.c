@@ -301,7 +301,7 @@ static int start_prepare_job(struct backend_vm *bvm, struct error *err)
     p->tap_fd = -1;
     p->lock_fd = -1;
     vm_place_of(bvm, &p->place);
-    if (vm->spec.image) {
+    if (vm_spec_has_image(&vm->spec)) {
         memcpy(p->overlay, bvm->overlay, sizeof(p->overlay));
         p->min_size = (uint64_t)vm->spec.disk_gb << 30;
     }
@@ -339,7 +339,7 @@ static void base_inspected(void *arg, const struct image_info *info, struct erro
     bvm->inspection = NULL;
     if (info && bvm->vm->runtime.disk_format && strcmp(info->format, bvm->vm->runtime.disk_format) != 0)
         error_set(&own, ERR_IMAGE_UNSAFE, "the image %s was %s when VM %s was created and is %s now",
-                  bvm->vm->spec.image, bvm->vm->runtime.disk_format, bvm->vm->name, info->format);
+                  vm_base_path(bvm->vm), bvm->vm->runtime.disk_format, bvm->vm->name, info->format);
     else if (!info)
         error_move(&own, err);
     else if (start_prepare_job(bvm, &own) == 0)
@@ -349,7 +349,7 @@ static void base_inspected(void *arg, const struct image_info *info, struct erro
 
 int qemu_prepare(struct backend_vm *bvm, struct backend_call *call, struct error *err)
 {
-    struct image_rules rules = qemu_image_rules(bvm->be);
+    struct image_rules rules = qemu_image_rules(bvm);
     struct plan_paths paths;
     int rc = -1;
 
@@ -358,8 +358,8 @@ int qemu_prepare(struct backend_vm *bvm, struct backend_call *call, struct error
     if (plan_paths(bvm, &paths, err) < 0)
         return -1;
     call_begin(bvm, call, prepare_hurry);
-    if (bvm->vm->spec.image) {
-        bvm->inspection = image_inspect(bvm->be->loop, bvm->vm->spec.image, &rules, base_inspected, bvm, err);
+    if (vm_spec_has_image(&bvm->vm->spec)) {
+        bvm->inspection = image_inspect(bvm->be->loop, vm_base_path(bvm->vm), &rules, base_inspected, bvm, err);
         rc = bvm->inspection ? 0 : -1;
     } else {
         rc = start_prepare_job(bvm, err);

@@ -402,7 +402,7 @@ static void set_places(struct survey_job *s)
                        (int)sizeof(work_dir) - 32)
             continue;
         set_text(&vm->runtime.work_dir, work_dir);
-        if (path_join(path, sizeof(path), work_dir, "overlay.qcow2", NULL) == 0 && vm->spec.image)
+        if (path_join(path, sizeof(path), work_dir, "overlay.qcow2", NULL) == 0 && vm_spec_has_image(&vm->spec))
             set_text(&vm->runtime.overlay_path, path);
         if (path_join(path, sizeof(path), work_dir, "seed.iso", NULL) == 0 && vm->spec.has_cloud_init)
             set_text(&vm->runtime.seed_iso_path, path);

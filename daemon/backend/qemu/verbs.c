@@ -5,6 +5,8 @@
 #include <string.h>
 
 #include "backend/qemu/internal.h"
+#include "backend/qemu/observe.h"
+#include "base/clock.h"
 #include "base/mem.h"
 
 enum { AGENT_INTERVAL_MS = 10000, AGENT_SHUTDOWN_MS = 5000 };
@@ -70,6 +72,7 @@ static void agent_up(void *arg)
     struct backend_vm *bvm = arg;
 
     bvm->events->agent(bvm->arg, true);
+    observe_agent_up(bvm);
 }
 
 static void agent_down(void *arg)
@@ -91,6 +94,7 @@ void agent_open(struct backend_vm *bvm)
         bvm->agent = agent_new(bvm->be->loop, paths.agent, &agent_events, bvm, &err);
     if (bvm->agent)
         agent_start_probing(bvm->agent, AGENT_INTERVAL_MS);
+    observe_start(bvm, bvm->vm->runtime.started_at > 0 ? clock_wall_ms() - bvm->vm->runtime.started_at : 0);
 }
 
 /* It went on, its write failed again, and so it waits again. */

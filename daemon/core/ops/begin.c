@@ -85,6 +85,9 @@ static struct vm_op *frame_new(struct live_vm *vm, const struct vm_plan *plan, s
     vo->deadline_ms = plan->deadline_ms;
     if (plan->verb == VM_STOP || plan->verb == VM_RESTART) /* the guest's time, and ours */
         vo->deadline_ms += (vo->timeout_s >= 0 ? vo->timeout_s : STOP_TIMEOUT_S) * 1000;
+    if (plan->verb == VM_CREATE && vm_spec_has_image(&vm->vm.spec)) /* a fetch takes what it takes */
+        vo->deadline_ms +=
+            vm->vm.spec.image_url != NULL || vm->vm.spec.image[0] != '/' ? vm->core->config.fetch_timeout_s * 1000 : 0;
     res->deadline = res->created_at + vo->deadline_ms;
     vm_op_build_steps(vo);
     return vo;

@@ -3,6 +3,7 @@
  * Happy path: its row is written as succeeded, then it is published.  Failure modes: the disk refuses: it is refused,
  * and its key is free again. */
 #include "base/mem.h"
+#include "core/ops/image_op.h"
 #include "core/ops/ops.h"
 
 struct nothing {
@@ -40,33 +41,57 @@ static bool nothing_key(struct nothing *n, struct change *ch, const struct core_
     return true;
 }
 
-int vm_op_nothing(struct live_vm *vm, const struct core *core, const char *kind, const struct core_request *req,
-                  struct operation **ret, struct error *err)
+/* `res` and `result` are taken over. */
+static int begin_nothing(struct nothing *n, struct change *ch, struct operation *res, json_t *result,
+                         const struct core_request *req, struct operation **ret, struct error *err)
 {
-    struct nothing *n = mem_zalloc(sizeof(*n));
-    struct change *ch = n != NULL ? change_new(vm->core) : NULL;
-
-    if (ch != NULL)
-        n->res = operation_new((struct core *)core, kind, vm, req, err);
-    if (ch == NULL || n->res == NULL || !nothing_key(n, ch, req)) {
+    if (n != NULL)
+        n->res = res;
+    if (n == NULL || ch == NULL || res == NULL || !nothing_key(n, ch, req)) {
         change_drop(ch);
+        operation_unref(res);
+        json_decref(result);
         if (n != NULL) {
-            operation_unref(n->res);
+            core_vm_unref(n->vm);
             mem_free(n->key);
         }
         mem_free(n);
         return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
     }
-    n->vm = core_vm_ref(vm);
-    n->res->state = OPERATION_SUCCEEDED;
-    n->res->cancellable = false;
-    n->res->finished_at = n->res->created_at;
-    n->res->method = "none";
-    n->res->result = vm->doc != NULL ? json_loadb(vm->doc, vm->doc_len, 0, NULL) : NULL;
-    change_operation(ch, n->res);
-    if (!vm->gone && policy_overruled(vm, ch, kind)) /* it was to be started again, and is not */
-        change_vm(ch, vm, false);
-    *ret = n->res;
+    res->state = OPERATION_SUCCEEDED;
+    res->cancellable = false;
+    res->finished_at = res->created_at;
+    res->method = "none";
+    res->result = result;
+    change_operation(ch, res);
+    /* It was to be started again, and is not. */
+    if (n->vm != NULL && !n->vm->gone && policy_overruled(n->vm, ch, res->kind))
+        change_vm(ch, n->vm, false);
+    *ret = res;
     change_commit(ch, nothing_durable, n);
     return 0;
+}
+
+int vm_op_nothing(struct live_vm *vm, const struct core *core, const char *kind, const struct core_request *req,
+                  struct operation **ret, struct error *err)
+{
+    struct nothing *n = mem_zalloc(sizeof(*n));
+    struct change *ch = n != NULL ? change_new(vm->core) : NULL;
+    struct operation *res = ch != NULL ? operation_new((struct core *)(uintptr_t)core, kind, vm, req, err) : NULL;
+
+    if (n != NULL)
+        n->vm = core_vm_ref(vm);
+    return begin_nothing(n, ch, res, vm->doc != NULL ? json_loadb(vm->doc, vm->doc_len, 0, NULL) : NULL, req, ret, err);
+}
+
+int image_op_nothing(const struct live_image *image, const char *kind, const struct core_request *req,
+                     struct operation **ret, struct error *err)
+{
+    struct nothing *n = mem_zalloc(sizeof(*n));
+    struct change *ch = n != NULL ? change_new(image->core) : NULL;
+    struct operation *res = ch != NULL ? operation_new_image(image->core, kind, image->image.name, req, err) : NULL;
+    CLEANUP_BUF struct buf doc = BUF_INIT(64 << 20);
+
+    core_image_render(image, &doc);
+    return begin_nothing(n, ch, res, doc.failed ? NULL : json_loadb(doc.data, doc.len, 0, NULL), req, ret, err);
 }

@@ -79,6 +79,7 @@ struct vm_op {
     bool overrules;                /* the VM's policy: its row is written with the intent */
     struct change *intent;         /* waits for it */
     uint64_t room;                 /* counted in core->disk_promised */
+    struct image_wait *image_wait; /* of a create for its image (vm_image.c) */
 };
 
 extern const struct vm_plan vm_create_plan, vm_create_start_plan, vm_start_plan, vm_stop_plan, vm_kill_plan,
@@ -111,6 +112,11 @@ void vm_create_forget_check(struct vm_op *vo);
 /* A start takes its memory from what the host has, until it has ended (core/memory.c): ERR_HOST_INSUFFICIENT_MEMORY. */
 int memory_promise(struct vm_op *vo, struct error *err);
 void memory_release(struct vm_op *vo);
+
+/* The step of a create that brings the image which the disk stands on. */
+int step_image(struct vm_op *vo, struct error *err);
+bool step_no_image(const struct vm_op *vo);
+void vm_image_forget(struct vm_op *vo);
 
 /* Ends the wait of a step from anything but the backend's call. */
 void vm_op_resume(struct vm_op *vo, struct error *err);

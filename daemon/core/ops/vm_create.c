@@ -1,11 +1,13 @@
 /* vm_create.c - create a VM, and start it when asked.
  *
- * Happy path: reserve (ports, address), build (work directory, disk, seed), persist; or on through the steps of a
+ * Happy path: reserve (ports, address), image (of the cache; fetched where the spec names an URL), build (work directory, disk, seed), persist; or on through the steps of a
  * start. Failure modes: whatever fails, what was built is removed, the name and the ports are free again, and the id
  * answers 410. */
 #include "base/mem.h"
 #include "core/ops/ops.h"
 #include "loop/work.h"
+
+enum { IMAGE_MS = 24 * 3600 * 1000 };
 
 static int create_build(struct vm_op *vo, struct error *err)
 {
@@ -97,12 +99,14 @@ static int create_persist(struct vm_op *vo, struct error *err)
 
 static const struct vm_step create_steps[] = {
     {"reserve", create_reserve},
+    {"image", step_image, .timeout_ms = IMAGE_MS, .skip = step_no_image},
     {"build", create_build, .undo = create_remove, .timeout_ms = 300000},
     END_STEPS(create_persist),
 };
 
 static const struct vm_step create_start_steps[] = {
     {"reserve", create_reserve},
+    {"image", step_image, .timeout_ms = IMAGE_MS, .skip = step_no_image},
     {"build", create_build, .undo = create_remove, .timeout_ms = 300000},
     START_STEPS,
     END_STEPS(step_persist_running),

@@ -22,6 +22,7 @@ void vm_op_free(struct vm_op *vo)
     }
     memory_release(vo);
     vm_create_forget_check(vo);
+    vm_image_forget(vo);
     if (vo->disk_ask != NULL)
         disk_forget(vo->disk_ask);
     change_drop(vo->intent);
@@ -433,6 +434,7 @@ void vm_op_exited(struct vm_op *vo, const struct backend_exit *end)
 void vm_op_park(struct vm_op *vo)
 {
     vo->parked = true;
+    vm_image_forget(vo);
     step_stop_wait(vo);
     if (vo->op != NULL)
         op_abandon(vo->op);
@@ -444,6 +446,7 @@ void vm_ops_park(struct core *core)
     core->parked = true;
     for (struct vm_op *vo = core->vm_ops; vo != NULL; vo = vo->all_next)
         vm_op_park(vo);
+    image_ops_park(core);
     core->n_running = 0;
 }
 
@@ -457,6 +460,14 @@ void vm_ops_drop(struct core *core)
         vm_op_free(core->vm_ops);
 }
 
+static int past_return(const struct operation *op, struct error *err)
+{
+    error_set(err, ERR_OPERATION_NOT_CANCELLABLE, "operation %s (%s) has passed its point of no return", op->id,
+              op->kind);
+    error_ctx_str(err, "operation", op->id);
+    return -1;
+}
+
 int core_operation_cancel(struct core *core, struct operation *op, const char *request_id, struct error *err)
 {
     struct error reason = ERROR_INIT;
@@ -467,6 +478,13 @@ int core_operation_cancel(struct core *core, struct operation *op, const char *r
                   operation_state_text(op->pub_state));
         return -1;
     }
+    if (op->io != NULL || op->image_name != NULL) {
+        error_set(&reason, ERR_OPERATION_CANCELLED, "operation %s (%s of image %s) was cancelled on request", op->id,
+                  op->kind, op->image_name);
+        int left = op->io != NULL ? image_op_cancel(op->io, &reason) : -1;
+        error_done(&reason);
+        return left == 0 ? 0 : past_return(op, err);
+    }
     struct live_vm *vm = registry_by_id(core, op->vm_id);
     struct vm_op *vo = vm != NULL ? vm->op : NULL;
     if (vo != NULL && vo->res != op)
@@ -476,10 +494,5 @@ int core_operation_cancel(struct core *core, struct operation *op, const char *r
               op->vm_name);
     int rc = vo != NULL && vo->res == op ? vm_op_cancel(vo, &reason) : -1;
     error_done(&reason);
-    if (rc < 0) {
-        error_set(err, ERR_OPERATION_NOT_CANCELLABLE, "operation %s (%s) has passed its point of no return", op->id,
-                  op->kind);
-        error_ctx_str(err, "operation", op->id);
-    }
-    return rc;
+    return rc == 0 ? 0 : past_return(op, err);
 }
