@@ -144,15 +144,18 @@ static void end_doc(struct leftover *l, const struct leftover_end *end, int64_t 
     json_object_set_new(l->doc, "finished_at", json_string(clock_text(now, at)));
 }
 
-static void put_interrupted(struct leftover *l, const char *name, const char *undone)
+static void put_interrupted(struct leftover *l, bool image, const char *name, const char *undone)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
     CLEANUP_BUF struct buf problem = BUF_INIT(65536);
-    CLEANUP_FREE char *path = mem_printf("/v1/vms/%s", name);
+    CLEANUP_FREE char *path = mem_printf("/v1/%s/%s", image ? "images" : "vms", name);
 
-    error_set(&err, ERR_OPERATION_INTERRUPTED, "%s of VM %s was interrupted: vmmd stopped; %s", l->kind, name, undone);
-    error_ctx_str(&err, "vm", name);
+    error_set(&err, ERR_OPERATION_INTERRUPTED, "%s of %s %s was interrupted: vmmd stopped; %s", l->kind,
+              image ? "image" : "VM", name, undone);
+    error_ctx_str(&err, image ? "image" : "vm", name);
     error_ctx_str(&err, "rolled_back", undone);
+    if (strcmp(l->kind, "image.pull") == 0)
+        error_help(&err, "pull it again: it goes on with what has come, where the server allows it");
     error_problem(&err, path != NULL ? path : "", "", &problem);
     json_object_set_new(l->doc, "error", json_loadb(problem.data, problem.len, 0, NULL));
 }
@@ -175,7 +178,7 @@ void leftover_end(struct core *core, struct change *ch, const struct live_vm *vm
 
     end_doc(l, end, now);
     if (!end->finished)
-        put_interrupted(l, name, end->undone);
+        put_interrupted(l, false, name, end->undone);
     else if (vm != NULL)
         json_object_set_new(l->doc, "result", vm_json(&vm->vm));
     CLEANUP_FREE char *doc = json_text(json_incref(l->doc), 0, NULL);
@@ -190,10 +193,7 @@ void leftover_end(struct core *core, struct change *ch, const struct live_vm *vm
 /* One on an image.  A removal is finished; anything else leaves no image that was not there before (images.c). */
 static void image_end(struct core *core, struct change *ch, struct leftover *l)
 {
-    CLEANUP_ERROR struct error err = ERROR_INIT;
-    CLEANUP_BUF struct buf problem = BUF_INIT(65536);
     const char *name = json_string_value(json_object_get(json_object_get(l->doc, "target"), "image"));
-    CLEANUP_FREE char *path = mem_printf("/v1/images/%s", name != NULL ? name : "");
     struct live_image *image = name != NULL ? images_by_name(core, name) : NULL;
     const struct leftover_end end = {.finished = strcmp(l->kind, "image.delete") == 0};
     int64_t now = clock_wall_ms();
@@ -205,12 +205,7 @@ static void image_end(struct core *core, struct change *ch, struct leftover *l)
         change_image(ch, image, true, NULL, "image.removed");
         images_remove(image); /* its file is then nobody's, and removed with such */
     } else if (!end.finished) {
-        error_set(&err, ERR_OPERATION_INTERRUPTED, "%s of image %s was interrupted: vmmd stopped", l->kind,
-                  name != NULL ? name : "?");
-        error_ctx_str(&err, "image", name != NULL ? name : "");
-        error_help(&err, "pull it again: it goes on with what has come, where the server allows it");
-        error_problem(&err, path != NULL ? path : "", "", &problem);
-        json_object_set_new(l->doc, "error", json_loadb(problem.data, problem.len, 0, NULL));
+        put_interrupted(l, true, name != NULL ? name : "?", "no image was made");
         keys_forget_operation(core, ch, l->id);
     }
     CLEANUP_FREE char *doc = json_text(json_incref(l->doc), 0, NULL);

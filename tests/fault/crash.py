@@ -27,6 +27,7 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 os.environ.setdefault("VMMD_BIN", os.path.join(ROOT, "build-crash", "vmmd"))
 
 import crash_cases  # noqa: E402
+from crash_images import ImageRun  # noqa: E402
 from crash_world import GONE, INTERRUPTED, Unreached, World, body_of, check_operation  # noqa: E402
 from lib.vms import eventually  # noqa: E402
 
@@ -269,6 +270,10 @@ class Run:
         return word
 
 
+def run_of(world, number):
+    return (ImageRun if world.case.image else Run)(world, number)
+
+
 def counted(path):
     """The points of a trace as they were passed: [(name, which time)]."""
     seen, points = collections.Counter(), []
@@ -283,7 +288,7 @@ def counted(path):
 
 def learn(world):
     """The points of the case, by letting it happen."""
-    run = Run(world, 0)
+    run = run_of(world, 0)
     run.prepare()
     path = world.trace_path()
     world.arm(f"trace {path}")
@@ -302,7 +307,7 @@ def learn(world):
 
 
 def learn_recovery(world, number, point):
-    run = Run(world, number)
+    run = run_of(world, number)
     run.prepare()
     world.arm("crash {} {}".format(*point))
     run.send_and_crash()
@@ -317,7 +322,7 @@ def learn_recovery(world, number, point):
 
 
 def run_point(world, number, point, second=None):
-    run = Run(world, number)
+    run = run_of(world, number)
     run.prepare()
     world.arm("crash {} {}".format(*point))
     run.send_and_crash()

@@ -31,6 +31,7 @@ class Case:
     again_points: Optional[Callable] = None
     until: Optional[str] = None     # a state that comes by itself after the request
     bridge: bool = False            # in a network namespace with a bridge br0
+    image: Optional[str] = None     # of no VM, but of an image of this format (crash_images.py)
 
 
 def slow(step):
@@ -172,4 +173,11 @@ QEMU = [
           "qemu:remove:run-dir-removed", "op:vm.destroy:remove:after", "store:vm.destroy:succeeded:after"]),
 ]
 
-CASES = NOOP + QEMU
+IMAGES = [
+    Case("image: pull", "pull", None, "ready", image="qcow2"),
+    Case("image: pull and convert", "pull", None, "ready", image="vmdk"),
+    Case("image: convert", "convert", "ready", "ready", image="qcow2"),
+    Case("image: delete", "delete", "ready", None, image="qcow2"),
+]
+
+CASES = NOOP + IMAGES + QEMU

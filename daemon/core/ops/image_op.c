@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/crash.h"
 #include "base/fd.h"
 #include "base/limit.h"
 #include "base/log.h"
@@ -142,6 +143,7 @@ static void step_changed(struct op *op, unsigned index, enum op_step_state state
     struct image_op *io = op_data(op);
     struct operation_step *s = &io->res->steps[index];
 
+    CRASH_POINT("op:%s:%s:%s", io->plan->kind, s->name, op_crash_names[state]);
     if (io->persisted)
         return;
     if (state == OP_STEP_RUNNING)
@@ -295,6 +297,7 @@ static void intent_durable(void *arg, struct error *err)
     struct image_op *io = arg;
 
     if (!error_is_set(err)) {
+        CRASH_POINT("op:%s:intent:durable", io->plan->kind);
         operation_accepted(io->res);
         if (!io->parked)
             walk(io);
@@ -414,6 +417,7 @@ static struct image_op *begin(struct live_image *image, const struct image_plan 
     change_event(ch, "operation.started", NULL, io->res, NULL, json_pack("{s:s}", "kind", plan->kind));
     LOG_INFO("operation started", "operation", io->res->id, "kind", plan->kind, "image", image->image.name,
              "request_id", io->res->request_id);
+    CRASH_POINT("op:%s:intent:before", plan->kind);
     change_commit(ch, intent_durable, io);
     return io;
 }
@@ -545,6 +549,7 @@ int image_remove_file(struct image_work *work, struct error *err)
 {
     if (unlink(work->from) < 0 && errno != ENOENT)
         return error_errno(err, errno, "cannot remove %s", work->from);
+    CRASH_POINT("image:file-removed");
     return 0;
 }
 
@@ -559,6 +564,7 @@ int image_link_file(struct image_work *work, struct error *err)
     }
     if (chmod(work->from, 0444) < 0 || (work->move ? rename(work->from, work->to) : link(work->from, work->to)) < 0)
         return error_errno(err, errno, "cannot make %s", work->to);
+    CRASH_POINT("image:file-in-place"); /* and no row has it */
     CLEANUP_FD int dir = open(work->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (dir < 0 || fsync(dir) < 0 || stat(work->to, &st) < 0) {
         int saved = errno;

@@ -123,6 +123,10 @@ void vm_op_resume(struct vm_op *vo, struct error *err);
 /* Writes the VM in its new state together with the operation's success; done when durable and published. */
 int vm_op_persist(struct vm_op *vo, enum vm_state to, const char *cause, bool destroyed, struct error *err);
 
+#ifdef VMMD_CRASH_POINTS
+extern const char *const op_crash_names[]; /* of the states of a step */
+#endif
+
 /* The data of operation.finished, and the log line of the end. */
 json_t *vm_op_finish_data(const struct operation *res);
 void vm_op_log_finish(const struct vm_op *vo);

@@ -198,7 +198,7 @@ static void engine_finished(struct op *op, enum op_outcome outcome, struct error
 /* --- steps: the fault seam, then the step itself --- */
 
 #ifdef VMMD_CRASH_POINTS
-static const char *const crash_names[] = {"", "before", "after", "failed", "undo-before", "undo-after"};
+const char *const op_crash_names[] = {"", "before", "after", "failed", "undo-before", "undo-after"};
 #endif
 
 static void step_changed(struct op *op, unsigned index, enum op_step_state state, const struct error *err)
@@ -207,7 +207,7 @@ static void step_changed(struct op *op, unsigned index, enum op_step_state state
 
     index += vo->first;
     struct operation_step *s = &vo->res->steps[index];
-    CRASH_POINT("op:%s:%s:%s", vo->plan->kind, s->name, crash_names[state]);
+    CRASH_POINT("op:%s:%s:%s", vo->plan->kind, s->name, op_crash_names[state]);
     if (vo->persisted)
         return;
     if (state == OP_STEP_RUNNING)
