@@ -10,7 +10,7 @@ import pytest
 from e2e import guest
 from e2e.guest import TINY, deaf, direct, do, from_disk, make, process_alive, resume_stopped, vm_files
 from lib.smalldisk import small_daemon
-from lib.vms import create_body, get_vm
+from lib.vms import create_body, destroy, get_vm
 
 QEMU = shutil.which("qemu-system-x86_64")
 

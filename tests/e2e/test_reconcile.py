@@ -13,7 +13,7 @@ import pytest
 from e2e import guest
 from e2e.guest import (KERNEL, PATIENCE, TINY, assert_nothing_left, booted, deaf, destroy, direct, do, in_guest, make,
                        process_alive, vm_files, wait_ready)
-from e2e.test_network_host import entered, lan, tap, taps  # noqa: F401  (lan is a fixture)
+from e2e.lan import entered, tap, taps
 from lib.conform import record_code
 from lib.vms import create_body, eventually, get_vm
 
@@ -502,7 +502,7 @@ def test_vm_of_an_older_vmmd_gets_its_manifest(vmmd, api):
     assert leaks(api) == []
 
 
-def test_tap_of_nobody_is_told_and_removed(lan):  # noqa: F811
+def test_tap_of_nobody_is_told_and_removed(lan):
     daemon, namespace = lan
     api = daemon.client()
     make(api, start=True, **deaf(network=tap()))
@@ -521,7 +521,7 @@ def test_tap_of_nobody_is_told_and_removed(lan):  # noqa: F811
     assert get_vm(api)["state"] == "running"
 
 
-def test_tap_of_a_lost_vm_comes_back_with_it(lan):  # noqa: F811
+def test_tap_of_a_lost_vm_comes_back_with_it(lan):
     daemon, namespace = lan
     api = daemon.client()
     vm = make(api, start=True, **deaf(network=tap()))

@@ -756,7 +756,7 @@ static void end_is_not_told_before_it_is_written(void **state)
     CLEANUP_ERROR struct error err = ERROR_INIT;
 
     core_bed_make(b, "{\"name\":\"web\",\"backend\":\"noop\"}");
-    struct operation *op = operation_ref(core_bed_verb(b, "web", VM_START, &err));
+    struct operation *op = core_bed_verb(b, "web", VM_START, &err);
     assert_true(core_bed_poll(b, end_on_its_way, op));
     json_t *doc = json_loads(operation_doc(op), 0, NULL);
     assert_string_equal(json_string_value(json_object_get(doc, "state")), "running");
