@@ -51,8 +51,9 @@ def writer(api, name):
         found = shell.run("wc -c </tmp/m")
         assert found == "1048576", found
         checksum = shell.run("sha256sum </tmp/m").split()[0]  # before the disk may pause it
-        shell.send(f"(n=0; while [ $n -lt {WRITES} ]; do dd if=/tmp/m of=/dev/vda bs=64k seek=$((1024+n*16)) conv=notrunc,fsync"
+        shell.send(f"(echo be''gun; n=0; while [ $n -lt {WRITES} ]; do dd if=/tmp/m of=/dev/vda bs=64k seek=$((1024+n*16)) conv=notrunc,fsync"
                    " 2>/dev/null || echo write-''failed; n=$((n+1)); done; echo all-''written) &\r")
+        shell.until("begun")
         return checksum
 
 
