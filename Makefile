@@ -173,7 +173,7 @@ demo: ## a real guest through its whole life, by curl and vmctl
 
 ##@ Tests
 
-PYTEST     = $(PYTHON) -m pytest -q -n 2
+PYTEST     = $(PYTHON) -m pytest -q -n 3
 RUN_C      = tests/lib/run-c-tests.sh
 NEED_TESTS = @contrib/deps.sh --need build run test
 

@@ -68,7 +68,7 @@ add $logs/c-tests.log $status '^c tests: '
 
 "$python" tests/lint/contract-coverage.py --reset
 for part in http cli e2e; do
-    stage $part "$python" -m pytest -q -n 2 tests/$part
+    stage $part "$python" -m pytest -q -n 3 tests/$part
     status=$?
     grep -aE '^SKIPPED' $logs/$part.log
     tail -n 1 $logs/$part.log
