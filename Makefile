@@ -194,7 +194,7 @@ check-cli: all ## vmctl, from outside
 
 check-e2e: all guest ## real guests
 	$(NEED_TESTS)
-	@$(PYTEST) tests/e2e
+	@$(PYTEST) -n 2 tests/e2e
 
 check-debian: all guest guest-debian ## a Debian cloud guest, which boots in a minute (DEBIAN="-k seed_to_destroy": one boot)
 	$(NEED_TESTS)
