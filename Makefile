@@ -22,7 +22,7 @@ UNITDIR  ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
 
-PACKAGES := libmicrohttpd jansson sqlite3 libuv libcurl libarchive libseccomp nettle
+PACKAGES := libmicrohttpd jansson sqlite3 libuv libcurl libarchive libseccomp nettle libssh
 WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wconversion -Wvla -Wno-missing-field-initializers -Werror
 # 5: the attribute and no comment says that a case falls through; clang takes nothing else and no number.
 WARNINGS += $(if $(findstring clang,$(CC)),-Wimplicit-fallthrough,-Wimplicit-fallthrough=5)
@@ -44,6 +44,7 @@ LIB_OBJ    := $(LIB_SRC:%.c=$(BUILD)/obj/%.o)
 BASE_OBJ   := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard daemon/base/*.c))
 CLIENT_OBJ := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard client/*.c))
 HELPERS    := $(patsubst daemon/helpers/%.c,$(BUILD)/%,$(wildcard daemon/helpers/*.c))
+SSH_OBJ    := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard daemon/helpers/ssh/*.c))
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
 OPS_TESTS  := $(patsubst tests/ops/%.c,$(BUILD)/tests/%,$(wildcard tests/ops/test_*.c))
 FAULT_TESTS := $(patsubst tests/fault/%.c,$(BUILD)/tests/%,$(wildcard tests/fault/test_*.c))
@@ -76,6 +77,9 @@ $(BUILD)/vmctl: $(CLIENT_OBJ) $(BASE_OBJ)
 
 $(HELPERS): $(BUILD)/%: $(BUILD)/obj/daemon/helpers/%.o $(BASE_OBJ)
 	$(CC) $(LDFLAGS) -o $@ $^ $(HELPER_LIBS)
+
+$(BUILD)/vmmd-ssh: $(SSH_OBJ)
+$(BUILD)/vmmd-ssh: HELPER_LIBS += $(shell pkg-config --libs libssh)
 
 $(BUILD)/libvmmd.a: $(LIB_OBJ)
 	@rm -f $@

@@ -23,7 +23,7 @@ packages() {
     case $1 in
     build)
         echo "libc6-dev pkgconf|pkg-config libmicrohttpd-dev libjansson-dev libsqlite3-dev libuv1-dev" \
-            "libcurl4-openssl-dev|libcurl4-gnutls-dev|libcurl4-nss-dev libarchive-dev libseccomp-dev nettle-dev scdoc"
+            "libcurl4-openssl-dev|libcurl4-gnutls-dev|libcurl4-nss-dev libarchive-dev libseccomp-dev nettle-dev libssh-dev scdoc"
         ;;
     run) echo "qemu-system-x86 qemu-utils ovmf curl iproute2" ;;
     guest) "$here/guest/build.sh" --packages ;;

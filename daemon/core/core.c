@@ -29,6 +29,8 @@ void core_config_defaults(struct core_config *config)
         .max_operations_per_vm = 8,
         .reconcile_interval_s = 30,
         .reap_grace_s = 60,
+        .max_execs = 1000,
+        .max_execs_per_vm = 128,
     };
 }
 

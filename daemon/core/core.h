@@ -33,15 +33,16 @@ struct core_config {
     int64_t operations_keep_s;     /* finished operations and idempotency keys */
     int64_t tombstones_keep_s;     /* ids of destroyed VMs */
     unsigned max_vms;
-    unsigned max_operations;        /* under way at once; an eighth of them is not for the network */
-    unsigned max_operations_per_vm; /* the holder and the kills and destroys behind it */
-    int64_t restart_delay_ms;       /* before the first restart by policy; doubled each time */
-    int64_t restart_max;            /* restarts within */
-    int64_t restart_window_s;       /* this time, then the VM is left as it is */
-    int64_t memory_reserve_mb;      /* of the host, for no VM */
-    const char *host_root;          /* where /proc and /sys are looked for; NULL: "" */
-    int64_t reconcile_interval_s;   /* between looks at the host; 0: only when asked */
-    int64_t reap_grace_s;           /* how old a leftover is before it may be removed unasked */
+    unsigned max_operations;              /* under way at once; an eighth of them is not for the network */
+    unsigned max_operations_per_vm;       /* the holder and the kills and destroys behind it */
+    int64_t restart_delay_ms;             /* before the first restart by policy; doubled each time */
+    int64_t restart_max;                  /* restarts within */
+    int64_t restart_window_s;             /* this time, then the VM is left as it is */
+    int64_t memory_reserve_mb;            /* of the host, for no VM */
+    const char *host_root;                /* where /proc and /sys are looked for; NULL: "" */
+    int64_t reconcile_interval_s;         /* between looks at the host; 0: only when asked */
+    int64_t reap_grace_s;                 /* how old a leftover is before it may be removed unasked */
+    unsigned max_execs, max_execs_per_vm; /* commands in guests */
 };
 void core_config_defaults(struct core_config *config);
 

@@ -46,6 +46,8 @@ struct core {
     bool booted;        /* the host was booted since */
     struct boot *boot;  /* the row of autostart; NULL: done */
     struct owed *owed;  /* refused by the store, to be written again */
+    unsigned n_execs;
+    uint64_t execs_total;
     struct timer *owed_timer;
     struct leaks *leaks;
 
@@ -101,6 +103,7 @@ struct live_vm {
     bool owes_event;       /* of the state it was in before that, owed_from */
     enum vm_state owed_from;
     const char *io_late; /* why a disk failed while an operation held it; NULL: none did */
+    unsigned n_execs;
 };
 
 /* --- change.c: render, write, publish --- */
@@ -327,5 +330,7 @@ void live_vm_told_late(struct live_vm *vm);
 /* The conditions of a VM that does not run. */
 void live_vm_conditions_down(struct live_vm *vm, const char *reason);
 void live_vm_conditions_booting(struct live_vm *vm);
+/* Ready is true again where the channel that commands take by default still answers. */
+void live_vm_ready_again(struct live_vm *vm);
 
 #endif

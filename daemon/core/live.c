@@ -29,6 +29,9 @@ void live_vm_conditions_down(struct live_vm *vm, const char *reason)
 {
     vm_condition_set(&vm->vm, VM_COND_READY, false, reason, "");
     vm_condition_set(&vm->vm, VM_COND_AGENT, false, reason, "");
+    if (vm_ssh_key(&vm->vm) != NULL)
+        vm_condition_set(&vm->vm, VM_COND_SSH, false, reason, "");
+    vm->vm.conditions[VM_COND_IP].known = false;
     vm->vm.conditions[VM_COND_DISK_IO].known = false;
 }
 
@@ -37,6 +40,24 @@ void live_vm_conditions_booting(struct live_vm *vm)
     vm_condition_set(&vm->vm, VM_COND_READY, false, "booting", "");
     vm_condition_set(&vm->vm, VM_COND_AGENT, false, "booting", "");
     vm->vm.conditions[VM_COND_DISK_IO].known = false;
+    if (vm_ssh_key(&vm->vm) != NULL)
+        vm_condition_set(&vm->vm, VM_COND_SSH, false, "booting", "");
+}
+
+/* Which channel's answer makes the VM ready: the one that exec takes by itself. */
+static enum vm_condition_type ready_channel(const struct live_vm *vm)
+{
+    uint16_t port;
+
+    return vm_ssh_key(&vm->vm) != NULL && vm_ssh_host(&vm->vm, &port) != NULL ? VM_COND_SSH : VM_COND_AGENT;
+}
+
+void live_vm_ready_again(struct live_vm *vm)
+{
+    enum vm_condition_type channel = ready_channel(vm);
+
+    if (vm->vm.conditions[channel].known && vm->vm.conditions[channel].status)
+        vm_condition_set(&vm->vm, VM_COND_READY, true, vm_condition_text(channel), "");
 }
 
 static void settled(void *arg, struct error *err)
@@ -131,12 +152,40 @@ static void on_agent(void *arg, bool answers)
               : vm->vm.state == VM_SUSPENDED ? "suspended"
                                              : "no_answer",
               "", ch);
-    if (!answers || vm->vm.state == VM_RUNNING)
+    if (ready_channel(vm) == VM_COND_AGENT && (!answers || vm->vm.state == VM_RUNNING))
         condition(vm, VM_COND_READY, answers,
                   answers                        ? "agent"
                   : vm->vm.state == VM_SUSPENDED ? "suspended"
                                                  : "agent_lost",
                   "", ch);
+    write_conditions(vm, ch);
+}
+
+static void on_ssh(void *arg, bool answers)
+{
+    struct live_vm *vm = arg;
+    struct change *ch;
+
+    if (vm->gone || vm->vm.conditions[VM_COND_SSH].status == answers)
+        return;
+    ch = change_new(vm->core);
+    condition(vm, VM_COND_SSH, answers, answers ? "exec" : "lost", "", ch);
+    if (ready_channel(vm) == VM_COND_SSH && (!answers || vm->vm.state == VM_RUNNING))
+        condition(vm, VM_COND_READY, answers, answers ? "ssh" : "ssh_lost", "", ch);
+    write_conditions(vm, ch);
+}
+
+/* A host key was pinned, or an address was found. */
+static void on_runtime_changed(void *arg)
+{
+    struct live_vm *vm = arg;
+    struct change *ch;
+
+    if (vm->gone)
+        return;
+    ch = change_new(vm->core);
+    if (vm->vm.runtime.n_addresses > 0)
+        condition(vm, VM_COND_IP, true, vm->vm.runtime.addresses[0].source, "", ch);
     write_conditions(vm, ch);
 }
 
@@ -150,6 +199,8 @@ static void on_guest_reset(void *arg)
     change_event(ch, "vm.guest_reset", vm, NULL, NULL, NULL);
     condition(vm, VM_COND_READY, false, "booting", "", ch);
     condition(vm, VM_COND_AGENT, false, "booting", "", ch);
+    if (vm_ssh_key(&vm->vm) != NULL)
+        condition(vm, VM_COND_SSH, false, "booting", "", ch);
     write_conditions(vm, ch);
 }
 
@@ -217,8 +268,8 @@ static void on_unresponsive(void *arg, bool unresponsive)
     change_event(ch, unresponsive ? "vm.unresponsive" : "vm.responsive", vm, NULL, NULL, NULL);
     if (unresponsive)
         condition(vm, VM_COND_READY, false, "unresponsive", "", ch);
-    else if (vm->vm.conditions[VM_COND_AGENT].status && vm->vm.state == VM_RUNNING)
-        condition(vm, VM_COND_READY, true, "agent", "", ch);
+    else if (vm->vm.conditions[ready_channel(vm)].status && vm->vm.state == VM_RUNNING)
+        condition(vm, VM_COND_READY, true, vm_condition_text(ready_channel(vm)), "", ch);
     write_conditions(vm, ch);
 }
 
@@ -226,6 +277,8 @@ const struct backend_events live_vm_events = {
     .exited = on_exited,
     .guest_reset = on_guest_reset,
     .agent = on_agent,
+    .ssh = on_ssh,
+    .runtime_changed = on_runtime_changed,
     .io_error = on_io_error,
     .unresponsive = on_unresponsive,
 };

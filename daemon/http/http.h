@@ -36,10 +36,12 @@ struct http_peer {
 /* Read-only for handlers; strings live as long as the request. */
 struct http_request {
     enum http_method method;
+    bool head;                           /* the answer's body is not sent */
     const char *path;                    /* as sent, without the query; percent-decoded */
     const char *params[HTTP_PARAMS_MAX]; /* what {…} of the route's pattern matched, in order */
     const char *body;                    /* NUL-terminated, "" without one */
     size_t body_len;
+    int64_t content_length; /* announced; -1: not */
     const char *request_id;
     struct http_peer peer;
 };
@@ -52,6 +54,7 @@ struct http_route {
     http_handler *handler;
     bool merge_patch; /* application/merge-patch+json is accepted too */
     bool no_body;     /* GET-like: a body is ignored */
+    bool stream_body; /* the handler is called before the body, which may be of any type and length: http_body_take */
 };
 
 struct http_config {
@@ -114,6 +117,18 @@ void http_on_gone(struct http_request *req, void (*fn)(void *arg, struct http_re
  * for it. */
 bool http_stopping(const struct http_request *req);
 
+struct http_body_events {
+    /* A piece of the body; returns how much of it was taken.  Less than all: no more comes before http_body_more. */
+    size_t (*data)(void *arg, const void *data, size_t len);
+    void (*whole)(void *arg); /* once, unless `gone` comes first; then the request is as any other */
+};
+/* For the handler of a route with stream_body, from within it, in place of an answer: the body comes piece by piece, as fast as it
+ * is taken.  http_on_gone tells of a client that leaves in between. */
+void http_body_take(struct http_request *req, const struct http_body_events *events, void *arg);
+void http_body_more(struct http_request *req);
+/* Answers in the midst of the body, and ends the connection; the request is dead afterwards. */
+void http_body_refuse(struct http_request *req, const struct error *err);
+
 /* Answers.  Headers first; `body` is copied. */
 void http_add_header(struct http_request *req, const char *name, const char *value);
 void http_reply(struct http_request *req, int status, const char *content_type, const void *body, size_t len);
@@ -136,6 +151,8 @@ struct http_stream *http_stream_start(struct http_request *req, int status, cons
 int http_stream_write(struct http_stream *s, const void *data, size_t len);
 size_t http_stream_pending(const struct http_stream *s);
 void http_stream_end(struct http_stream *s); /* sends the rest, then ends */
+/* Breaks off: the client sees an answer without its end. */
+void http_stream_break(struct http_stream *s);
 
 struct http_ws;
 struct http_ws_events {

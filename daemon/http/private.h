@@ -7,6 +7,7 @@
  *     ▲                                            │ refused          │ http_stream_start  ▲         or closed
  *     └── connection begins                        └──────────────────┼────────────────────┘
  *                                                                     └ http_ws_accept: REPLY ──► UPGRADED
+ * A route that takes its body as it comes has its handler called between HEADERS and BODY.
  * PARKED is also the state while the handler runs.  Runs on: the loop thread. */
 #ifndef HTTP_PRIVATE_H
 #define HTTP_PRIVATE_H
@@ -88,6 +89,8 @@ struct http_conn {
     struct http_headers headers;
     struct buf body;
     size_t body_seen;
+    const struct http_body_events *body_events; /* it is taken as it comes */
+    void *body_arg;
     char request_id[HTTP_ID_MAX + 1];
     struct http_extra extra[HTTP_EXTRA_MAX];
     unsigned n_extra;
@@ -238,6 +241,14 @@ void http_unwatch(struct http_conn *conn);
 void http_cut(struct http_conn *conn); /* the connection ends, whatever it is doing */
 void http_drain_conn(struct http_conn *conn);
 void http_free_conn_users(struct http_conn *conn); /* server_free: nobody may touch it after */
+
+enum MHD_Result http_queue_answer(struct http_conn *conn);
+enum MHD_Result http_park(struct http_conn *conn); /* suspends until http_answer */
+
+/* body.c: a body that is taken as it comes; each returns what libmicrohttpd's callback returns. */
+enum MHD_Result http_body_begin(struct http_conn *conn);
+enum MHD_Result http_body_data(struct http_conn *conn, const char *data, size_t *len);
+enum MHD_Result http_body_whole(struct http_conn *conn);
 
 /* reply.c */
 struct MHD_Response *http_make(struct http_conn *conn, const char *content_type, const void *body, size_t len);

@@ -71,7 +71,7 @@ static void hung_up(void *arg, int events)
     poller_set(conn->watch, 0);
     if (conn->stream != NULL) {
         http_stream_left(conn->stream);
-    } else if (conn->state == CONN_PARKED && conn->gone != NULL) {
+    } else if ((conn->state == CONN_PARKED || conn->body_events != NULL) && conn->gone != NULL) {
         conn->abort = true;
         http_resume(conn);
         call_gone(conn);
@@ -102,7 +102,7 @@ void http_on_gone(struct http_request *req, void (*fn)(void *arg, struct http_re
 {
     struct http_conn *conn = conn_of(req);
 
-    if (conn->abort || conn->state != CONN_PARKED)
+    if (conn->abort || (conn->state != CONN_PARKED && conn->body_events == NULL))
         return;
     conn->gone = fn;
     conn->gone_arg = arg;
@@ -121,7 +121,7 @@ void http_cut(struct http_conn *conn)
     http_resume(conn);
 }
 
-static enum MHD_Result queue_answer(struct http_conn *conn)
+enum MHD_Result http_queue_answer(struct http_conn *conn)
 {
     struct http_server *server = conn_server(conn);
     struct MHD_Response *answer = conn->answer;
@@ -158,12 +158,12 @@ void http_answer(struct http_conn *conn, unsigned status, struct MHD_Response *r
 static enum MHD_Result refuse_now(struct http_conn *conn, const struct error *err)
 {
     conn->answer = http_make_problem(conn, err, &conn->answer_status);
-    return conn->answer != NULL ? queue_answer(conn) : MHD_NO;
+    return conn->answer != NULL ? http_queue_answer(conn) : MHD_NO;
 }
 
 /* Suspends until http_answer.  A read whose client's leaving cannot be seen is refused; a change has begun, so it waits in any
  * case, and a client that leaves it unseen is noticed at the answer. */
-static enum MHD_Result park(struct http_conn *conn)
+enum MHD_Result http_park(struct http_conn *conn)
 {
     struct http_server *server = conn_server(conn);
     bool watched = conn->gone == NULL || http_watch(conn);
@@ -197,7 +197,7 @@ static enum MHD_Result dispatch(struct http_conn *conn)
     conn->in_handler = false;
     if (conn->abort)
         return MHD_NO;
-    return conn->answer != NULL ? queue_answer(conn) : park(conn);
+    return conn->answer != NULL ? http_queue_answer(conn) : http_park(conn);
 }
 
 static bool takes_body(const struct http_conn *conn)
@@ -207,7 +207,7 @@ static bool takes_body(const struct http_conn *conn)
 
 static bool wants_media_type(const struct http_conn *conn)
 {
-    return takes_body(conn) && conn->route->method != HTTP_DELETE;
+    return takes_body(conn) && conn->route->method != HTTP_DELETE && !conn->route->stream_body;
 }
 
 static int refuse_media_type(const struct http_conn *conn, struct error *err)
@@ -241,7 +241,9 @@ static int admit(struct http_conn *conn, const char *method, const char *version
         return error_set(err, ERR_DAEMON_SHUTTING_DOWN, "vmmd is stopping");
     if (http_router_find(conn, method, err) != 0)
         return -1;
-    if (length > HTTP_BODY_MAX)
+    conn->req.head = strcmp(method, "HEAD") == 0;
+    conn->req.content_length = conn->headers.n_content_length > 0 ? (int64_t)length : -1;
+    if (length > HTTP_BODY_MAX && !conn->route->stream_body)
         return error_set(err, ERR_API_BODY_TOO_LARGE, "the body has %llu bytes; %d are taken",
                          (unsigned long long)length, HTTP_BODY_MAX);
     /* A chunked body without a type may yet turn out to be empty. */
@@ -264,7 +266,9 @@ static enum MHD_Result begin(struct http_conn *conn, const char *method, const c
     /* Until proven otherwise: a refusal of the peer must not wait for a body. */
     conn->has_body = conn->headers.n_transfer_encoding > 0 || conn->headers.n_content_length > 0;
     conn->req.path = conn->target.path;
-    if (admit(conn, method, version, &err) == 0) {
+    if (admit(conn, method, version, &err) == 0 && conn->route->stream_body)
+        return http_body_begin(conn);
+    if (!error_is_set(&err)) {
         conn->deadline = conn->has_body ? after(conn, conn_server(conn)->config.body_timeout_ms) : 0;
         return MHD_YES;
     }
@@ -277,7 +281,7 @@ static enum MHD_Result begin(struct http_conn *conn, const char *method, const c
     if (!conn->closing)
         return MHD_YES; /* queued at the next call: so the connection is kept */
     http_linger(conn_server(conn), conn->fd);
-    return queue_answer(conn);
+    return http_queue_answer(conn);
 }
 
 /* In the midst of a body only bytes of our own get out; then the connection is cut. */
@@ -301,6 +305,8 @@ static enum MHD_Result refuse_body(struct http_conn *conn)
 
 static enum MHD_Result take_body(struct http_conn *conn, const char *data, size_t *len)
 {
+    if (conn->body_events != NULL)
+        return http_body_data(conn, data, len);
     conn->body_seen += *len;
     if (conn->body_seen > HTTP_BODY_MAX || (takes_body(conn) && buf_append(&conn->body, data, *len) != 0))
         return refuse_body(conn);
@@ -311,7 +317,9 @@ static enum MHD_Result take_body(struct http_conn *conn, const char *data, size_
 static enum MHD_Result body_whole(struct http_conn *conn)
 {
     if (conn->answer != NULL)
-        return queue_answer(conn);
+        return http_queue_answer(conn);
+    if (conn->body_events != NULL)
+        return http_body_whole(conn);
     if (conn->body.len > 0 && conn->headers.content_type == NULL && wants_media_type(conn)) {
         struct error err = ERROR_INIT;
 
@@ -341,7 +349,7 @@ enum MHD_Result http_on_access(void *cls, struct MHD_Connection *mhd, const char
         return *len > 0 ? take_body(conn, data, len) : body_whole(conn);
     case CONN_PARKED:
         if (conn->answer != NULL)
-            return queue_answer(conn);
+            return http_queue_answer(conn);
         http_suspend(conn);
         return MHD_YES;
     case CONN_IDLE:
@@ -382,6 +390,7 @@ static void reset(struct http_conn *conn)
     if (conn->target.cap > TARGET_KEEP)
         http_target_done(&conn->target);
     conn->body_seen = 0;
+    conn->body_events = NULL;
     conn->route = NULL;
     conn->has_body = false;
     conn->closing = false;
@@ -478,6 +487,9 @@ void http_drain_conn(struct http_conn *conn)
         http_stream_drain(conn->stream);
     } else if (conn->state == CONN_IDLE) {
         shutdown(conn->fd, SHUT_RDWR);
+    } else if (conn->body_events != NULL && conn->state == CONN_BODY) {
+        call_gone(conn);
+        http_cut(conn);
     } else if (conn->state == CONN_PARKED && conn->suspended && conn->gone != NULL) {
         struct error err = ERROR_INIT;
 

@@ -120,6 +120,13 @@ struct vm_spec {
     int64_t ttl_s; /* 0: none */
 };
 
+enum { VM_ADDRESSES_MAX = 8 };
+struct vm_address {
+    char ip[46];
+    char source[8];  /* "agent" */
+    int64_t seen_at; /* wall ms */
+};
+
 /* What exists now.  Pointers owned, NULL or 0 when it does not exist. */
 struct vm_runtime {
     char *accel; /* "kvm", "tcg" or "noop" while running */
@@ -133,6 +140,10 @@ struct vm_runtime {
     char *vnc_addr;
     uint16_t ssh_host_port; /* allocated at create for user networks */
     char mac_addr[18];
+    struct vm_address addresses[VM_ADDRESSES_MAX];
+    size_t n_addresses;
+    char *ssh_key_path; /* of the key pair made for it; shown by GET ssh alone, as is the next */
+    char *ssh_host_key; /* "ssh-ed25519 AAAA...", pinned at the first contact */
     /* Not shown; kept with the VM so that it can be found again and frozen later. */
     uint64_t start_ticks;
     char boot_id[37];
@@ -144,7 +155,7 @@ struct vm_runtime {
     char *disk_format; /* of the base image, from its header at create: never probed again */
 };
 
-enum vm_condition_type { VM_COND_READY, VM_COND_AGENT, VM_COND_DISK_IO, VM_COND_MAX };
+enum vm_condition_type { VM_COND_READY, VM_COND_AGENT, VM_COND_DISK_IO, VM_COND_SSH, VM_COND_IP, VM_COND_MAX };
 const char *vm_condition_text(enum vm_condition_type type);
 bool vm_condition_parse(const char *text, enum vm_condition_type *ret);
 
@@ -204,6 +215,10 @@ void vm_done(struct vm *vm); /* frees what it owns */
 void vm_spec_done(struct vm_spec *spec);
 void vm_runtime_stopped(struct vm_runtime *rt); /* clears what exists only while a process runs */
 void vm_failure_done(struct vm_failure *f);
+/* The private key that opens the guest, or NULL; who logs in; and where, or NULL while that is not known. */
+const char *vm_ssh_key(const struct vm *vm);
+const char *vm_ssh_user(const struct vm *vm);
+const char *vm_ssh_host(const struct vm *vm, uint16_t *ret_port);
 /* Sets a condition and its time; returns whether anything changed. */
 bool vm_condition_set(struct vm *vm, enum vm_condition_type type, bool status, const char *reason, const char *message);
 const char *vm_label_get(const struct vm_labels *labels, const char *key); /* NULL: none */

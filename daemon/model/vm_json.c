@@ -33,15 +33,26 @@ static json_t *positive_or_null(int64_t v)
     return v > 0 ? json_integer(v) : json_null();
 }
 
+static json_t *addresses_json(const struct vm_runtime *rt)
+{
+    json_t *list = json_array();
+
+    for (size_t i = 0; i < rt->n_addresses; i++)
+        list =
+            field_append(list, json_pack("{s:s,s:s,s:o}", "ip", rt->addresses[i].ip, "source", rt->addresses[i].source,
+                                         "seen_at", time_or_null(rt->addresses[i].seen_at)));
+    return list;
+}
+
 static json_t *runtime_json(const struct vm_runtime *rt)
 {
-    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:n,s:[]}", "accel", text_or_null(rt->accel), "pid",
+    return json_pack("{s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:n,s:o}", "accel", text_or_null(rt->accel), "pid",
                      positive_or_null(rt->pid), "started_at", time_or_null(rt->started_at), "work_dir",
                      text_or_null(rt->work_dir), "overlay_path", text_or_null(rt->overlay_path), "seed_iso_path",
                      text_or_null(rt->seed_iso_path), "qmp_socket", text_or_null(rt->qmp_socket), "console_socket",
                      text_or_null(rt->console_socket), "vnc_addr", text_or_null(rt->vnc_addr), "ssh_host_port",
                      positive_or_null(rt->ssh_host_port), "mac_addr", text_or_null(rt->mac_addr), "vsock_cid",
-                     "addresses");
+                     "addresses", addresses_json(rt));
 }
 
 static json_t *conditions_json(const struct vm *vm)
@@ -116,13 +127,14 @@ json_t *vm_private_json(const struct vm *vm)
     const struct vm_runtime *rt = &vm->runtime;
     const struct vm_policy *p = &vm->policy;
 
-    return json_pack("{s:I,s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:I,s:o,s:b,s:o}", "start_ticks",
+    return json_pack("{s:I,s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:I,s:o,s:b,s:o,s:o,s:o}", "start_ticks",
                      (json_int_t)rt->start_ticks, "boot_id", rt->boot_id, "exe", text_or_null(rt->exe), "machine_type",
                      text_or_null(rt->machine_type), "cpu_model", text_or_null(rt->cpu_model), "qemu_version",
                      text_or_null(rt->qemu_version), "tap", text_or_null(rt->tap), "disk_format",
                      text_or_null(rt->disk_format), "restart_at", time_or_null(p->restart_at), "restarts",
                      (json_int_t)p->restarts, "restarts_from", time_or_null(p->restarts_from), "restart_given_up",
-                     p->given_up, "autostart_at", time_or_null(p->autostart_at));
+                     p->given_up, "autostart_at", time_or_null(p->autostart_at), "ssh_key_path",
+                     text_or_null(rt->ssh_key_path), "ssh_host_key", text_or_null(rt->ssh_host_key));
 }
 
 /* --- back from the store: what we wrote ourselves, so any surprise is a damaged document --- */
@@ -158,10 +170,28 @@ static bool take_text(char **ret, const json_t *obj, const char *name)
     return *ret != NULL;
 }
 
+static void addresses_from_json(const json_t *list, struct vm_runtime *rt)
+{
+    size_t i;
+    json_t *item;
+
+    json_array_foreach(list, i, item)
+    {
+        const char *ip = get_text(item, "ip"), *source = get_text(item, "source");
+        if (ip == NULL || source == NULL || rt->n_addresses == VM_ADDRESSES_MAX)
+            continue;
+        struct vm_address *a = &rt->addresses[rt->n_addresses++];
+        snprintf(a->ip, sizeof(a->ip), "%s", ip);
+        snprintf(a->source, sizeof(a->source), "%s", source);
+        a->seen_at = get_time(item, "seen_at");
+    }
+}
+
 static bool runtime_from_json(const json_t *doc, const json_t *private_doc, struct vm_runtime *rt)
 {
     const char *mac = get_text(doc, "mac_addr"), *boot_id = get_text(private_doc, "boot_id");
 
+    addresses_from_json(json_object_get(doc, "addresses"), rt);
     rt->pid = (pid_t)get_int(doc, "pid");
     rt->started_at = get_time(doc, "started_at");
     rt->ssh_host_port = (uint16_t)get_int(doc, "ssh_host_port");
@@ -175,7 +205,9 @@ static bool runtime_from_json(const json_t *doc, const json_t *private_doc, stru
            take_text(&rt->machine_type, private_doc, "machine_type") &&
            take_text(&rt->cpu_model, private_doc, "cpu_model") &&
            take_text(&rt->qemu_version, private_doc, "qemu_version") && take_text(&rt->tap, private_doc, "tap") &&
-           take_text(&rt->disk_format, private_doc, "disk_format");
+           take_text(&rt->disk_format, private_doc, "disk_format") &&
+           take_text(&rt->ssh_key_path, private_doc, "ssh_key_path") &&
+           take_text(&rt->ssh_host_key, private_doc, "ssh_host_key");
 }
 
 static void conditions_from_json(const json_t *list, struct vm *vm)

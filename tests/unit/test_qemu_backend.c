@@ -87,7 +87,8 @@ static void on_mute(void *arg, bool mute)
         ((struct fixture *)arg)->mute_told++;
 }
 
-static const struct backend_events events = {on_exited, on_reset, on_agent, on_io_error, on_mute};
+static const struct backend_events events = {
+    .exited = on_exited, .guest_reset = on_reset, .agent = on_agent, .io_error = on_io_error, .unresponsive = on_mute};
 
 static void out_of_patience(void *arg)
 {

@@ -233,8 +233,10 @@ static void take_reset(struct backend_vm *bvm)
     bool first = bvm->reset_at == 0 || now - bvm->reset_at > RESET_MS;
 
     bvm->reset_at = now;
-    if (first)
-        bvm->events->guest_reset(bvm->arg);
+    if (!first)
+        return;
+    bvm->events->guest_reset(bvm->arg);
+    guest_reopen(bvm);
 }
 
 static void take_event(struct backend_vm *bvm, const char *name, json_t *data)
