@@ -111,7 +111,10 @@ static struct curl_slist *request_headers(const struct api *api, const struct ap
     struct curl_slist *list = NULL;
     char number[32];
 
-    list = add_header(list, "Accept: %s", req->stream ? "*/*" : "application/json, application/problem+json");
+    list = add_header(list, "Accept: %s",
+                      req->accept != NULL ? req->accept
+                      : req->stream       ? "*/*"
+                                          : "application/json, application/problem+json");
     list = add_header(list, "Expect:%s", "");
     if (req->body != NULL)
         list = add_header(list, "Content-Type: %s", "application/json");
