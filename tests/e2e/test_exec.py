@@ -277,14 +277,14 @@ def test_via_needs_its_channel(vmmd):
 def test_one_command_too_many_is_refused(daemons, limit):
     api = daemons(config=f"max_{limit} = 1\n").client()
     guest.booted(api, "web")
-    thread = threading.Thread(target=lambda: api.post("/v1/vms/web/exec", {"command": ["sleep", "8"]}))
+    thread = threading.Thread(target=lambda: api.post("/v1/vms/web/exec", {"command": ["sleep", "8"], "user": "root"}))
     thread.start()
-    answer = eventually(lambda: api.post("/v1/vms/web/exec", {"command": ["true"]}), lambda a: a.status != 200)
+    eventually(lambda: api.get("/metrics").text, lambda text: f'vmmd_limit_used{{limit="{limit}"}} 1' in text)
+    answer = api.post("/v1/vms/web/exec", {"command": ["true"], "user": "root"})
     assert answer.status == 503 and answer.code == "daemon::overloaded"
     assert answer.context == {"limit": limit, "max": 1, "config_key": f"max_{limit}"}
-    assert f'vmmd_limit_used{{limit="{limit}"}} 1' in api.get("/metrics").text
     thread.join()
-    assert run(api, {"command": ["true"]})["exit_code"] == 0
+    assert run(api, {"command": ["true"], "user": "root"})["exit_code"] == 0
 
 
 def test_neither_key_nor_agent(vmmd):
