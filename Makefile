@@ -22,7 +22,7 @@ UNITDIR  ?= $(PREFIX)/lib/systemd/system
 SYSUSERSDIR ?= $(PREFIX)/lib/sysusers.d
 TMPFILESDIR ?= $(PREFIX)/lib/tmpfiles.d
 
-PACKAGES := libmicrohttpd jansson sqlite3 libuv libcurl libarchive libseccomp nettle zlib liblzma libzstd
+PACKAGES := libmicrohttpd jansson sqlite3 libuv libcurl libssh libarchive libseccomp nettle zlib liblzma libzstd
 WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wconversion -Wvla -Wno-missing-field-initializers -Werror
 # 5: the attribute and no comment says that a case falls through; clang takes nothing else and no number.
 WARNINGS += $(if $(findstring clang,$(CC)),-Wimplicit-fallthrough,-Wimplicit-fallthrough=5)
@@ -46,6 +46,7 @@ CLIENT_OBJ := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard client/*.c))
 HELPERS    := $(patsubst daemon/helpers/%.c,$(BUILD)/%,$(wildcard daemon/helpers/*.c))
 CAGE_OBJ   := $(BUILD)/obj/daemon/helpers/cage/cage.o
 FETCH_OBJ  := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard daemon/helpers/fetch/*.c))
+SSH_OBJ    := $(patsubst %.c,$(BUILD)/obj/%.o,$(wildcard daemon/helpers/ssh/*.c))
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
 OPS_TESTS  := $(patsubst tests/ops/%.c,$(BUILD)/tests/%,$(wildcard tests/ops/test_*.c))
 FAULT_TESTS := $(patsubst tests/fault/%.c,$(BUILD)/tests/%,$(wildcard tests/fault/test_*.c))
@@ -81,6 +82,9 @@ $(HELPERS): $(BUILD)/%: $(BUILD)/obj/daemon/helpers/%.o $(CAGE_OBJ) $(BASE_OBJ)
 	$(CC) $(LDFLAGS) -o $@ $^ $(HELPER_LIBS)
 $(BUILD)/vmmd-fetch: $(FETCH_OBJ)
 $(BUILD)/vmmd-fetch: HELPER_LIBS += $(FETCH_LIBS)
+
+$(BUILD)/vmmd-ssh: $(SSH_OBJ)
+$(BUILD)/vmmd-ssh: HELPER_LIBS += $(shell pkg-config --libs libssh)
 
 $(BUILD)/libvmmd.a: $(LIB_OBJ)
 	@rm -f $@

@@ -131,7 +131,10 @@ static struct curl_slist *request_headers(const struct api *api, const struct ap
     struct curl_slist *list = NULL;
     char number[32];
 
-    list = add_header(list, "Accept: %s", req->stream ? "*/*" : "application/json, application/problem+json");
+    list = add_header(list, "Accept: %s",
+                      req->accept != NULL ? req->accept
+                      : req->stream       ? "*/*"
+                                          : "application/json, application/problem+json");
     /* What is refused by its headers need not be sent. */
     list = add_header(list, req->upload_fd != NULL ? "Expect: %s" : "Expect:%s",
                       req->upload_fd != NULL ? "100-continue" : "");

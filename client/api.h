@@ -21,6 +21,7 @@ struct api_request {
     const char *method; /* "GET" when NULL */
     const char *path;   /* "/v1/…" with its query */
     const json_t *body;
+    const char *accept; /* NULL: by what the call is */
     const char *idempotency_key;
     int wait_s;              /* Prefer: wait, when > 0 */
     int hold_s;              /* how long the daemon may hold the answer for another reason (timeout=) */

@@ -16,6 +16,7 @@ enum exit_code {
     EXIT_UNREACHABLE = 5,
     EXIT_TIMED_OUT = 6,
     EXIT_REFUSED = 7,
+    EXIT_VMCTL = 125, /* exec, ssh: vmctl itself failed; all else is the remote command's */
     EXIT_INTERRUPTED = 130,
 };
 
@@ -124,6 +125,10 @@ int cmd_status(struct cli *cli, const struct args *args);
 int cmd_wait(struct cli *cli, const struct args *args);
 int cmd_log(struct cli *cli, const struct args *args);
 int cmd_console(struct cli *cli, const struct args *args);
+int cmd_exec(struct cli *cli, const struct args *args);
+int cmd_ssh(struct cli *cli, const struct args *args);
+int cmd_cp(struct cli *cli, const struct args *args);
+int cmd_ssh_config(struct cli *cli, const struct args *args);
 int cmd_events(struct cli *cli, const struct args *args);
 int cmd_ops(struct cli *cli, const struct args *args);
 int cmd_doctor(struct cli *cli, const struct args *args);

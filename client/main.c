@@ -1,7 +1,7 @@
 /* main.c - vmctl: finds the daemon's address and the command, runs it, and ends with its exit code.
  *
  * 0 done, 1 failed, 2 usage, 3 not found, 4 conflict or invalid state, 5 daemon unreachable, 6 timed out, 7 refused,
- * 130 Ctrl+C. */
+ * 130 Ctrl+C; for exec and ssh the remote command's own code, 125 when vmctl failed. */
 #include <string.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -146,6 +146,8 @@ int main(int argc, char **argv)
     result = args_parse(&args, argc, argv);
     if (result == EXIT_DONE)
         result = run(&cli, &args);
+    else if (args.command != NULL && (args.command->run == cmd_exec || args.command->run == cmd_ssh))
+        result = EXIT_VMCTL;
     result = out_end(result);
     api_free(cli.api);
     mem_free(cli.socket);

@@ -67,7 +67,7 @@ static const struct option_def list_options[] = {
 };
 
 static const struct option_def wait_options[] = {
-    {"for", 0, "CONDITION", STATES " ready agent ip cloud_init",
+    {"for", 0, "CONDITION", STATES " ready agent ssh ip cloud_init",
      "a state (running, state:running) or condition; may be repeated (ready)"},
     {"timeout", 0, "SECONDS", NULL, "give up after so long (60)"},
     {0},
@@ -85,6 +85,29 @@ static const struct option_def log_options[] = {
 static const struct option_def console_options[] = {
     {"force", 0, NULL, NULL, "take the console from the client that holds it"},
     {"from", 0, "OFFSET", NULL, "show the console's log from this offset first"},
+    {0},
+};
+
+static const struct option_def exec_options[] = {
+    {"interactive", 'i', NULL, NULL, "give the command what stdin has, at most 700 KiB"},
+    {"tty", 't', NULL, NULL, "give the command a terminal, by the system's ssh"},
+    {"env", 'e', "NAME=VALUE", NULL, "set an environment variable; may be repeated"},
+    {"cwd", 0, "DIR", NULL, "run it in this directory (the user's home)"},
+    {"user", 'u', "NAME", NULL, "as this user of the guest (the VM's ssh.user)"},
+    {"timeout", 0, "SECONDS", NULL, "kill it after so long (86400)"},
+    {"via", 0, "CHANNEL", "auto ssh agent vsock", "auto (default), ssh, agent or vsock"},
+    {0},
+};
+
+static const struct option_def ssh_options[] = {
+    {"user", 'u', "NAME", NULL, "log in as this user (the VM's ssh.user)"},
+    {"key", 'i', "FILE", NULL, "private key in place of the VM's"},
+    {0},
+};
+
+static const struct option_def cp_options[] = {
+    {"recursive", 'r', NULL, NULL, "directories with all they hold"},
+    {"key", 'i', "FILE", NULL, "private key in place of the VM's"},
     {0},
 };
 
@@ -142,6 +165,13 @@ const struct command commands[] = {
     {"log", "NAME", "show what a VM wrote", WORD_VM, 1, 1, log_options, cmd_log},
     {"console", "NAME", "attach to a VM's serial console; Ctrl+] detaches", WORD_VM, 1, 1, console_options,
      cmd_console},
+    {"exec", "NAME -- COMMAND…", "run a command in a guest; its exit code is vmctl's", WORD_VM, 2, WORDS_MAX,
+     exec_options, cmd_exec},
+    {"ssh", "NAME [-- COMMAND…]", "log in to a guest by the system's ssh", WORD_VM, 1, WORDS_MAX, ssh_options, cmd_ssh},
+    {"cp", "SOURCE… TARGET", "copy files to or from a guest (NAME:PATH), by the system's scp", WORD_NONE, 2, WORDS_MAX,
+     cp_options, cmd_cp},
+    {"ssh-config", "NAME…", "write what ~/.ssh/config needs to know of VMs", WORD_VM, 1, WORDS_MAX, NULL,
+     cmd_ssh_config},
     {"events", "", "show what happens, as it happens", WORD_NONE, 0, 0, events_options, cmd_events},
     {"ops", "[list | show ID | cancel ID]", "list, show or cancel operations", WORD_OPERATION, 0, 2, ops_options,
      cmd_ops},

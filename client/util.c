@@ -156,3 +156,27 @@ long long json_number(const json_t *object, const char *key, long long missing)
 
     return json_is_integer(value) ? (long long)json_integer_value(value) : missing;
 }
+
+static int base64_digit(char c)
+{
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const char *at = c != '\0' ? strchr(digits, c) : NULL;
+
+    return at != NULL ? (int)(at - digits) : -1;
+}
+
+bool base64_decode(const char *text, struct buf *b)
+{
+    unsigned bits = 0;
+    int n = 0;
+
+    for (; base64_digit(*text) >= 0; text++) {
+        bits = bits << 6 | (unsigned)base64_digit(*text);
+        n += 6;
+        if (n >= 8) {
+            n -= 8;
+            buf_char(b, (char)(bits >> n & 0xff));
+        }
+    }
+    return text[strspn(text, "=")] == '\0' && !b->failed;
+}

@@ -24,7 +24,7 @@ packages() {
     case $1 in
     build)
         echo "libc6-dev pkgconf|pkg-config libmicrohttpd-dev libjansson-dev libsqlite3-dev libuv1-dev" \
-            "libcurl4-openssl-dev|libcurl4-gnutls-dev|libcurl4-nss-dev libarchive-dev libseccomp-dev nettle-dev" \
+            "libcurl4-openssl-dev|libcurl4-gnutls-dev|libcurl4-nss-dev libarchive-dev libssh-dev libseccomp-dev nettle-dev" \
             "zlib1g-dev liblzma-dev libzstd-dev scdoc"
         ;;
     run) echo "qemu-system-x86 qemu-utils ovmf curl iproute2" ;;

@@ -27,6 +27,7 @@ struct config {
     int64_t max_vms, max_operations, max_operations_per_vm, max_connections, max_waits, max_streams, max_open_files;
     int64_t rate_limit, rate_burst;
     int64_t operations_keep_s, events_keep;
+    int64_t max_execs, max_execs_per_vm;
     int64_t console_log_kb, vmm_log_kb;
     int64_t max_image_gb;
     int64_t memory_reserve_mb;

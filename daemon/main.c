@@ -471,6 +471,8 @@ static int build(struct daemon *d, struct error *err)
     cc.max_operations_per_vm = (unsigned)d->config.max_operations_per_vm;
     cc.reconcile_interval_s = d->config.reconcile_interval_s;
     cc.reap_grace_s = d->config.reap_grace_s;
+    cc.max_execs = (unsigned)d->config.max_execs;
+    cc.max_execs_per_vm = (unsigned)d->config.max_execs_per_vm;
     d->core = core_new(d->loop, d->store, d->backends, &cc, err);
     if (d->core == NULL)
         return -1;

@@ -11,6 +11,8 @@
 #define BACKEND_BACKEND_H
 
 #include "base/error.h"
+#include "guest/exec.h"
+#include "guest/files.h"
 #include "loop/child.h"
 #include "loop/loop.h"
 #include "loop/op.h"
@@ -48,6 +50,8 @@ struct backend_events {
     /* How cloud-init stands, of a VM with spec.cloud_init; told again and again.  reason: done, running, error, timed_out,
      * disabled, absent, unreadable. */
     void (*cloud_init)(void *arg, bool done, const char *reason, const char *message);
+    void (*ssh)(void *arg, bool answers); /* a command by SSH was answered, or the guest ended the connection */
+    void (*runtime_changed)(void *arg);   /* vm->runtime has news: a host key */
     void (*io_error)(void *arg,
                      const char *reason); /* a guest write failed and the VM was paused: "enospc" or "error" */
     void (*unresponsive)(void *arg, bool unresponsive); /* the monitor has stopped answering, or answers again */
@@ -177,6 +181,15 @@ struct backend {
      * set in each. */
     int (*reap)(struct backend *be, struct backend_trace *list,
                 void (*done)(void *arg, struct backend_trace *list, struct error *err), void *arg, struct error *err);
+
+    /* Runs a command in the guest of a running VM; see guest/exec.h.  NULL: there are no guests.  Fails: ERR_GUEST_UNAVAILABLE
+     * (the channel asked for, or any, is not there), ERR_LIFECYCLE_VSOCK_UNAVAILABLE, ERR_SSH_FAILED. */
+    struct exec *(*exec)(struct backend_vm *bvm, const struct exec_request *req, const struct exec_events *events,
+                         void *arg, struct error *err);
+
+    /* Files of the guest of a running VM; see guest/files.h.  NULL: there are no guests.  Fails as exec. */
+    struct files *(*guest_files)(struct backend_vm *bvm, const struct files_request *req,
+                                 const struct files_events *events, void *arg, struct error *err);
 
     /* What GET /v1/host tells of this backend: a new object. */
     json_t *(*describe)(struct backend *be);

@@ -22,6 +22,8 @@ static const struct {
     [LIMIT_VMS] = {"vms", "max_vms"},
     [LIMIT_OPERATIONS] = {"operations", "max_operations"},
     [LIMIT_VM_OPERATIONS] = {"operations_per_vm", "max_operations_per_vm"},
+    [LIMIT_EXECS] = {"execs", "max_execs"},
+    [LIMIT_VM_EXECS] = {"execs_per_vm", "max_execs_per_vm"},
     [LIMIT_CONNECTIONS] = {"connections", "max_connections"},
     [LIMIT_WAITS] = {"waits", "max_waits"},
     [LIMIT_STREAMS] = {"streams", "max_streams"},

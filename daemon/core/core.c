@@ -32,6 +32,8 @@ void core_config_defaults(struct core_config *config)
         .max_image_bytes = 16384ULL << 30,
         .fetch_stall_s = 30,
         .fetch_timeout_s = 21600,
+        .max_execs = 1000,
+        .max_execs_per_vm = 128,
     };
 }
 

@@ -48,6 +48,7 @@ struct core_config {
     const char *const *fetch_plain; /* registries that are asked without TLS; or NULL */
     const char *fetch_ca_file;      /* certificates; NULL: the system's */
     int64_t fetch_stall_s, fetch_timeout_s;
+    unsigned max_execs, max_execs_per_vm; /* commands in guests */
 };
 void core_config_defaults(struct core_config *config);
 

@@ -52,6 +52,8 @@ struct core {
     bool booted;        /* the host was booted since */
     struct boot *boot;  /* the row of autostart; NULL: done */
     struct owed *owed;  /* refused by the store, to be written again */
+    unsigned n_execs;
+    uint64_t execs_total;
     struct timer *owed_timer;
     struct leaks *leaks;
 
@@ -109,6 +111,7 @@ struct live_vm {
     const char *io_late;      /* why a disk failed while an operation held it; NULL: none did */
     struct live_image *image; /* of the cache, that its disk stands on; referenced */
     struct live_vm *image_next, **image_at;
+    unsigned n_execs;
 };
 
 /* An image of the cache. */
@@ -392,5 +395,9 @@ void live_vm_observed_none(struct live_vm *vm, bool down, const char *reason);
 /* The conditions of a VM that does not run. */
 void live_vm_conditions_down(struct live_vm *vm, const char *reason);
 void live_vm_conditions_booting(struct live_vm *vm);
+/* Ready is true again where the channel that commands take by default still answers. */
+void live_vm_ready_again(struct live_vm *vm);
+/* The channel that exec takes may be another now. */
+void live_vm_ready_by(struct live_vm *vm, struct change *ch);
 
 #endif

@@ -29,6 +29,8 @@ void live_vm_conditions_down(struct live_vm *vm, const char *reason)
 {
     vm_condition_set(&vm->vm, VM_COND_READY, false, reason, "");
     vm_condition_set(&vm->vm, VM_COND_AGENT, false, reason, "");
+    if (vm_ssh_key(&vm->vm) != NULL)
+        vm_condition_set(&vm->vm, VM_COND_SSH, false, reason, "");
     vm->vm.conditions[VM_COND_DISK_IO].known = false;
     live_vm_observed_none(vm, true, reason);
 }
@@ -39,6 +41,33 @@ void live_vm_conditions_booting(struct live_vm *vm)
     vm_condition_set(&vm->vm, VM_COND_AGENT, false, "booting", "");
     vm->vm.conditions[VM_COND_DISK_IO].known = false;
     live_vm_observed_none(vm, false, "booting");
+    if (vm_ssh_key(&vm->vm) != NULL)
+        vm_condition_set(&vm->vm, VM_COND_SSH, false, "booting", "");
+}
+
+/* Which channel's answer makes the VM ready: the one that exec takes by itself. */
+static enum vm_condition_type ready_channel(const struct live_vm *vm)
+{
+    uint16_t port;
+
+    return vm_ssh_key(&vm->vm) != NULL && vm_ssh_host(&vm->vm, &port) != NULL ? VM_COND_SSH : VM_COND_AGENT;
+}
+
+void live_vm_ready_again(struct live_vm *vm)
+{
+    enum vm_condition_type channel = ready_channel(vm);
+
+    if (vm->vm.conditions[channel].known && vm->vm.conditions[channel].status)
+        vm_condition_set(&vm->vm, VM_COND_READY, true, vm_condition_text(channel), "");
+}
+
+void live_vm_ready_by(struct live_vm *vm, struct change *ch)
+{
+    enum vm_condition_type channel = ready_channel(vm);
+    bool answers = vm->vm.conditions[channel].known && vm->vm.conditions[channel].status;
+
+    if (vm->vm.state == VM_RUNNING && !vm->unresponsive && vm->vm.conditions[VM_COND_READY].status != answers)
+        live_vm_condition(vm, VM_COND_READY, answers, answers ? vm_condition_text(channel) : "booting", "", ch);
 }
 
 static void settled(void *arg, struct error *err)
@@ -144,13 +173,36 @@ static void on_agent(void *arg, bool answers)
               : vm->vm.state == VM_SUSPENDED ? "suspended"
                                              : "no_answer",
               "", ch);
-    if (!answers || vm->vm.state == VM_RUNNING)
+    if (ready_channel(vm) == VM_COND_AGENT && (!answers || vm->vm.state == VM_RUNNING))
         condition(vm, VM_COND_READY, answers,
                   answers                        ? "agent"
                   : vm->vm.state == VM_SUSPENDED ? "suspended"
                                                  : "agent_lost",
                   "", ch);
     write_conditions(vm, ch);
+}
+
+static void on_ssh(void *arg, bool answers)
+{
+    struct live_vm *vm = arg;
+    struct change *ch;
+
+    if (vm->gone || vm->vm.conditions[VM_COND_SSH].status == answers)
+        return;
+    ch = change_new(vm->core);
+    condition(vm, VM_COND_SSH, answers, answers ? "exec" : "lost", "", ch);
+    if (ready_channel(vm) == VM_COND_SSH && (!answers || vm->vm.state == VM_RUNNING))
+        condition(vm, VM_COND_READY, answers, answers ? "ssh" : "ssh_lost", "", ch);
+    write_conditions(vm, ch);
+}
+
+/* A host key was pinned. */
+static void on_runtime_changed(void *arg)
+{
+    struct live_vm *vm = arg;
+
+    if (!vm->gone)
+        write_conditions(vm, change_new(vm->core));
 }
 
 static void on_guest_reset(void *arg)
@@ -164,6 +216,8 @@ static void on_guest_reset(void *arg)
     condition(vm, VM_COND_READY, false, "booting", "", ch);
     condition(vm, VM_COND_AGENT, false, "booting", "", ch);
     live_vm_observed_none(vm, false, "booting");
+    if (vm_ssh_key(&vm->vm) != NULL)
+        condition(vm, VM_COND_SSH, false, "booting", "", ch);
     write_conditions(vm, ch);
 }
 
@@ -231,8 +285,8 @@ static void on_unresponsive(void *arg, bool unresponsive)
     change_event(ch, unresponsive ? "vm.unresponsive" : "vm.responsive", vm, NULL, NULL, NULL);
     if (unresponsive)
         condition(vm, VM_COND_READY, false, "unresponsive", "", ch);
-    else if (vm->vm.conditions[VM_COND_AGENT].status && vm->vm.state == VM_RUNNING)
-        condition(vm, VM_COND_READY, true, "agent", "", ch);
+    else if (vm->vm.conditions[ready_channel(vm)].status && vm->vm.state == VM_RUNNING)
+        condition(vm, VM_COND_READY, true, vm_condition_text(ready_channel(vm)), "", ch);
     write_conditions(vm, ch);
 }
 
@@ -242,6 +296,8 @@ const struct backend_events live_vm_events = {
     .agent = on_agent,
     .addresses = live_vm_addresses,
     .cloud_init = live_vm_cloud_init,
+    .ssh = on_ssh,
+    .runtime_changed = on_runtime_changed,
     .io_error = on_io_error,
     .unresponsive = on_unresponsive,
 };

@@ -53,6 +53,7 @@ void live_vm_addresses(void *arg, const struct vm_address *list, unsigned n)
     struct change *ch = change_new(vm->core);
     live_vm_condition(vm, VM_COND_IP, n > 0, n > 0 ? vm_address_source_text(list[0].source) : "none",
                       n > 0 ? list[0].ip : "", ch);
+    live_vm_ready_by(vm, ch);
     change_vm(ch, vm, false);
     change_commit(ch, NULL, NULL);
 }

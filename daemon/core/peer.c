@@ -15,12 +15,12 @@
 #include "base/mem.h"
 #include "base/str.h"
 
-enum { GROUPS_MAX = 256, PATHS_MAX = 3 };
+enum { GROUPS_MAX = 256, PATHS_MAX = 4 };
 
 static unsigned host_paths(const struct vm_spec *spec, const char *out[PATHS_MAX])
 {
     const char *all[] = {spec->image, spec->has_boot ? spec->boot.kernel : NULL,
-                         spec->has_boot ? spec->boot.initrd : NULL};
+                         spec->has_boot ? spec->boot.initrd : NULL, spec->ssh.private_key_path};
     unsigned n = 0;
 
     for (size_t i = 0; i < ARRAY_SIZE(all); i++)

@@ -134,6 +134,8 @@ static bool on_line(void *arg, enum lines_what what, const char *line, size_t le
         request_answer(a, value);
     else if (what != LINES_LINE || len > 0)
         a->garbage++;
+    if (what == LINES_TOO_LONG)
+        request_too_long(a);
     json_decref(value);
     return !a->freed && connection == a->connection;
 }
@@ -260,6 +262,7 @@ void agent_free(struct agent *a)
 {
     if (a == NULL)
         return;
+    agent_execs_end(a);
     hang_up(a);
     timer_free(TAKE_PTR(a->timer));
     request_drop_all(a);

@@ -17,9 +17,9 @@
 #include "loop/loop.h"
 
 enum {
-    AGENT_LINE_MAX = 256 * 1024,
-    AGENT_QUEUE_MAX = 16, /* commands waiting or running */
-    AGENT_PING_MS = 3000, /* a ping unanswered for so long means down */
+    AGENT_LINE_MAX = 4 << 20, /* a command's output comes in one line */
+    AGENT_QUEUE_MAX = 16,     /* commands waiting or running */
+    AGENT_PING_MS = 3000,     /* a ping unanswered for so long means down */
 };
 
 struct agent;
@@ -53,7 +53,7 @@ int agent_notify(struct agent *a, const char *command, json_t *arguments, int64_
 
 /* How many lines made no sense. */
 unsigned agent_garbage(const struct agent *a);
-/* NULL is fine. */
+/* Fails the commands of agent_exec.h, silences all else.  NULL is fine. */
 void agent_free(struct agent *a);
 
 #endif

@@ -54,6 +54,8 @@ struct agent {
     int64_t probe_backoff_ms;
     int64_t probe_interval_ms;
 
+    struct agent_x *execs; /* agent_exec.c: not ended */
+
     unsigned pins;
     bool freed;
 };
@@ -80,6 +82,10 @@ void request_interrupt(struct agent *a);
 /* The guest opened or closed its end: what was not read yet may be lost.  A sync is written anew in its turn; a command
  * sent before the port closed has ended. */
 void request_resync(struct agent *a, bool closed);
+/* A line was too long to be kept: the output of a command is lost, and with it its end. */
+void request_too_long(struct agent *a);
+/* agent_exec.c: the agent is freed; fails them all. */
+void agent_execs_end(struct agent *a);
 /* The time at which request_expire has something to do, INT64_MAX: none. */
 int64_t request_next_time(const struct agent *a);
 /* Forgets all without a reply. */

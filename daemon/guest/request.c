@@ -192,6 +192,18 @@ void request_answer(struct agent *a, const json_t *value)
     r->grace_ms = loop_now_ms(a->loop) + AGENT_GRACE_MS;
 }
 
+void request_too_long(struct agent *a)
+{
+    struct error err = ERROR_INIT;
+
+    if (a->queue == NULL || a->queue->state != REQUEST_SENT || strcmp(a->queue->name, "guest-exec-status") != 0)
+        return;
+    error_set(&err, ERR_IO, "the guest agent's answer to %s is too long", a->queue->name);
+    end_request(a, &a->queue, NULL, &err);
+    if (!a->freed)
+        request_advance(a);
+}
+
 /* The time at which this request ends without an answer. */
 static int64_t end_time(const struct request *r)
 {

@@ -26,7 +26,7 @@ static int rank(const struct http_conn *c, bool for_unix, int64_t now)
 {
     bool of_unix = c->listener->is_unix;
 
-    if (c->evicted || c->stream != NULL || c->ws != NULL)
+    if (c->evicted || c->stream != NULL || c->ws != NULL || (c->body_events != NULL && c->suspended))
         return -1;
     if (c->state == CONN_IDLE && !c->fresh)
         return 0;

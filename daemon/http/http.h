@@ -36,6 +36,7 @@ struct http_peer {
 /* Read-only for handlers; strings live as long as the request. */
 struct http_request {
     enum http_method method;
+    bool head;                           /* the answer's body is not sent */
     const char *path;                    /* as sent, without the query; percent-decoded */
     const char *params[HTTP_PARAMS_MAX]; /* what {…} of the route's pattern matched, in order */
     const char *body;                    /* NUL-terminated, "" without one */
@@ -150,6 +151,8 @@ struct http_stream *http_stream_start(struct http_request *req, int status, cons
 int http_stream_write(struct http_stream *s, const void *data, size_t len);
 size_t http_stream_pending(const struct http_stream *s);
 void http_stream_end(struct http_stream *s); /* sends the rest, then ends */
+/* Breaks off: the client sees an answer without its end. */
+void http_stream_break(struct http_stream *s);
 
 struct http_ws;
 struct http_ws_events {

@@ -241,6 +241,7 @@ static int admit(struct http_conn *conn, const char *method, const char *version
         return error_set(err, ERR_DAEMON_SHUTTING_DOWN, "vmmd is stopping");
     if (http_router_find(conn, method, err) != 0)
         return -1;
+    conn->req.head = strcmp(method, "HEAD") == 0;
     conn->req.content_length = conn->headers.n_content_length > 0 ? (int64_t)length : -1;
     if (length > HTTP_BODY_MAX && !conn->route->stream_body)
         return error_set(err, ERR_API_BODY_TOO_LARGE, "the body has %llu bytes; %d are taken",

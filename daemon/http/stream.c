@@ -227,6 +227,14 @@ void http_stream_end(struct http_stream *s)
     maybe_free(s);
 }
 
+void http_stream_break(struct http_stream *s)
+{
+    s->owned = false;
+    loop_revoke(s->loop, &s->task);
+    drop(s);
+    maybe_free(s);
+}
+
 void http_stream_left(struct http_stream *s)
 {
     drop(s);

@@ -102,7 +102,7 @@ int vm_state_error(enum vm_verb verb, const char *name, enum vm_state state, str
     return -1;
 }
 
-static const char *const condition_texts[VM_COND_MAX] = {"ready", "agent", "ip", "cloud_init", "disk_io"};
+static const char *const condition_texts[VM_COND_MAX] = {"ready", "agent", "ssh", "ip", "cloud_init", "disk_io"};
 
 const char *vm_address_source_text(enum vm_address_source source)
 {
@@ -241,6 +241,28 @@ static void runtime_done(struct vm_runtime *rt)
     free_text(&rt->disk_format);
     free_text(&rt->image_name);
     free_text(&rt->image_path);
+    free_text(&rt->ssh_key_path);
+    free_text(&rt->ssh_host_key);
+}
+
+const char *vm_ssh_key(const struct vm *vm)
+{
+    return vm->spec.ssh.private_key_path != NULL ? vm->spec.ssh.private_key_path : vm->runtime.ssh_key_path;
+}
+
+const char *vm_ssh_user(const struct vm *vm)
+{
+    return vm->spec.ssh.user != NULL ? vm->spec.ssh.user : "vm";
+}
+
+const char *vm_ssh_host(const struct vm *vm, uint16_t *ret_port)
+{
+    bool user = vm->spec.network.type == VM_NETWORK_USER;
+
+    *ret_port = user ? vm->runtime.ssh_host_port : 22;
+    if (user)
+        return vm->runtime.ssh_host_port != 0 ? "127.0.0.1" : NULL;
+    return vm->spec.network.type == VM_NETWORK_TAP && vm->runtime.n_addresses > 0 ? vm->runtime.addresses[0].ip : NULL;
 }
 
 void vm_failure_done(struct vm_failure *f)

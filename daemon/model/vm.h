@@ -147,6 +147,8 @@ struct vm_runtime {
     char mac_addr[18];
     struct vm_address addresses[VM_ADDRESSES_MAX]; /* the best first */
     unsigned n_addresses;
+    char *ssh_key_path; /* of the key pair made for it; shown by GET ssh alone, as is the next */
+    char *ssh_host_key; /* "ssh-ed25519 AAAA...", pinned at the first contact */
     /* Not shown; kept with the VM so that it can be found again and frozen later. */
     uint64_t start_ticks;
     char boot_id[37];
@@ -160,7 +162,15 @@ struct vm_runtime {
     char *image_path;
 };
 
-enum vm_condition_type { VM_COND_READY, VM_COND_AGENT, VM_COND_IP, VM_COND_CLOUD_INIT, VM_COND_DISK_IO, VM_COND_MAX };
+enum vm_condition_type {
+    VM_COND_READY,
+    VM_COND_AGENT,
+    VM_COND_SSH,
+    VM_COND_IP,
+    VM_COND_CLOUD_INIT,
+    VM_COND_DISK_IO,
+    VM_COND_MAX
+};
 const char *vm_condition_text(enum vm_condition_type type);
 bool vm_condition_parse(const char *text, enum vm_condition_type *ret);
 
@@ -223,6 +233,10 @@ void vm_done(struct vm *vm); /* frees what it owns */
 void vm_spec_done(struct vm_spec *spec);
 void vm_runtime_stopped(struct vm_runtime *rt); /* clears what exists only while a process runs */
 void vm_failure_done(struct vm_failure *f);
+/* The private key that opens the guest, or NULL; who logs in; and where, or NULL while that is not known. */
+const char *vm_ssh_key(const struct vm *vm);
+const char *vm_ssh_user(const struct vm *vm);
+const char *vm_ssh_host(const struct vm *vm, uint16_t *ret_port);
 /* Sets a condition and its time; returns whether anything changed. */
 bool vm_condition_set(struct vm *vm, enum vm_condition_type type, bool status, const char *reason, const char *message);
 const char *vm_label_get(const struct vm_labels *labels, const char *key); /* NULL: none */

@@ -128,14 +128,15 @@ json_t *vm_private_json(const struct vm *vm)
     const struct vm_runtime *rt = &vm->runtime;
     const struct vm_policy *p = &vm->policy;
 
-    return json_pack("{s:I,s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:I,s:o,s:b,s:o,s:o,s:o}", "start_ticks",
+    return json_pack("{s:I,s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:I,s:o,s:b,s:o,s:o,s:o,s:o,s:o}", "start_ticks",
                      (json_int_t)rt->start_ticks, "boot_id", rt->boot_id, "exe", text_or_null(rt->exe), "machine_type",
                      text_or_null(rt->machine_type), "cpu_model", text_or_null(rt->cpu_model), "qemu_version",
                      text_or_null(rt->qemu_version), "tap", text_or_null(rt->tap), "disk_format",
                      text_or_null(rt->disk_format), "restart_at", time_or_null(p->restart_at), "restarts",
                      (json_int_t)p->restarts, "restarts_from", time_or_null(p->restarts_from), "restart_given_up",
                      p->given_up, "autostart_at", time_or_null(p->autostart_at), "image_name",
-                     text_or_null(rt->image_name), "image_path", text_or_null(rt->image_path));
+                     text_or_null(rt->image_name), "image_path", text_or_null(rt->image_path), "ssh_key_path",
+                     text_or_null(rt->ssh_key_path), "ssh_host_key", text_or_null(rt->ssh_host_key));
 }
 
 /* --- back from the store: what we wrote ourselves, so any surprise is a damaged document --- */
@@ -195,6 +196,7 @@ static bool runtime_from_json(const json_t *doc, const json_t *private_doc, stru
 {
     const char *mac = get_text(doc, "mac_addr"), *boot_id = get_text(private_doc, "boot_id");
 
+    addresses_from_json(json_object_get(doc, "addresses"), rt);
     rt->pid = (pid_t)get_int(doc, "pid");
     rt->started_at = get_time(doc, "started_at");
     rt->ssh_host_port = (uint16_t)get_int(doc, "ssh_host_port");
@@ -211,7 +213,9 @@ static bool runtime_from_json(const json_t *doc, const json_t *private_doc, stru
            take_text(&rt->qemu_version, private_doc, "qemu_version") && take_text(&rt->tap, private_doc, "tap") &&
            take_text(&rt->disk_format, private_doc, "disk_format") &&
            take_text(&rt->image_name, private_doc, "image_name") &&
-           take_text(&rt->image_path, private_doc, "image_path");
+           take_text(&rt->image_path, private_doc, "image_path") &&
+           take_text(&rt->ssh_key_path, private_doc, "ssh_key_path") &&
+           take_text(&rt->ssh_host_key, private_doc, "ssh_host_key");
 }
 
 static void conditions_from_json(const json_t *list, struct vm *vm)

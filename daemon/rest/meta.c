@@ -12,6 +12,7 @@
 #include "base/str.h"
 #include "model/json_text.h"
 #include "openapi_yaml.h"
+#include "core/exec.h"
 #include "rest/rest.h"
 
 void rest_health(struct http_request *req, void *arg)
@@ -101,6 +102,10 @@ static int64_t limit_max(const struct rest *rest, enum limit limit)
         return c->max_operations;
     case LIMIT_VM_OPERATIONS:
         return c->max_operations_per_vm;
+    case LIMIT_EXECS:
+        return c->max_execs;
+    case LIMIT_VM_EXECS:
+        return c->max_execs_per_vm;
     case LIMIT_CONNECTIONS:
         return rest->max_connections;
     case LIMIT_WAITS:
@@ -220,6 +225,10 @@ static void put_vms(struct buf *b, struct core *core)
     for (int i = 0; i < VM_DESTROYED; i++)
         buf_printf(b, "vmmd_vms{state=\"%s\"} %u\n", vm_state_text((enum vm_state)i), by_state[i]);
     number(b, "vmmd_operations_running", "gauge", "Operations under way.", core_operation_count(core));
+    struct core_exec_stats execs;
+    core_exec_stats(core, &execs);
+    number(b, "vmmd_execs_running", "gauge", "Commands that run in guests.", execs.now);
+    number(b, "vmmd_execs_total", "counter", "Commands that were begun in guests.", (double)execs.total);
     number(b, "vmmd_events_newest", "gauge", "Id of the newest event.", (double)core_event_newest(core));
 }
 
@@ -253,10 +262,14 @@ static void put_http(struct buf *b, const struct http_stats *st)
 static void put_limits(struct buf *b, const struct rest *rest, const struct http_stats *st)
 {
     unsigned by_state[VM_STATE_MAX];
+    struct core_exec_stats execs;
+    core_exec_stats(rest->core, &execs);
     const int64_t used[LIMIT_MAX] = {
         [LIMIT_VMS] = core_vm_count(rest->core, by_state),
         [LIMIT_OPERATIONS] = core_operation_count(rest->core),
         [LIMIT_VM_OPERATIONS] = core_vm_operation_count(rest->core),
+        [LIMIT_EXECS] = execs.now,
+        [LIMIT_VM_EXECS] = execs.most,
         [LIMIT_CONNECTIONS] = st->connections,
         [LIMIT_WAITS] = st->waits,
         [LIMIT_STREAMS] = st->streams,
@@ -267,7 +280,8 @@ static void put_limits(struct buf *b, const struct rest *rest, const struct http
     metric(b, "vmmd_limit", "gauge", "Limits; 0: none.");
     for (enum limit l = 0; l < LIMIT_MAX; l++)
         buf_printf(b, "vmmd_limit{limit=\"%s\"} %lld\n", limit_name(l), (long long)limit_max(rest, l));
-    metric(b, "vmmd_limit_used", "gauge", "What is used of them now; of operations_per_vm by the VM that has most.");
+    metric(b, "vmmd_limit_used", "gauge",
+           "What is used of them now; of operations_per_vm and execs_per_vm by the VM that has most.");
     for (enum limit l = 0; l < LIMIT_MAX; l++)
         if (used[l] >= 0)
             buf_printf(b, "vmmd_limit_used{limit=\"%s\"} %lld\n", limit_name(l), (long long)used[l]);

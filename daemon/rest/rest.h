@@ -50,6 +50,8 @@ http_handler rest_vm_start, rest_vm_stop, rest_vm_kill, rest_vm_restart, rest_vm
 http_handler rest_vm_wait, rest_vm_explain, rest_vm_log_console, rest_vm_log_vmm, rest_vm_console, rest_vm_vnc;
 http_handler rest_images_list, rest_image_pull, rest_image_get, rest_image_delete, rest_image_convert,
     rest_images_prune, rest_image_upload;
+http_handler rest_vm_ssh, rest_vm_exec;
+http_handler rest_files_get, rest_files_put, rest_files_delete, rest_files_mkdir, rest_files_rename;
 http_handler rest_operations_list, rest_operation_get, rest_operation_cancel, rest_events;
 http_handler rest_leaks, rest_leaks_reap, rest_adopt;
 http_handler rest_health, rest_version, rest_host, rest_errors, rest_error, rest_openapi, rest_metrics;

@@ -33,6 +33,13 @@ const struct http_route rest_routes[] = {
     {HTTP_GET, "/v1/vms/{vm}/logs/vmm", rest_vm_log_vmm, .no_body = true},
     {HTTP_GET, "/v1/vms/{vm}/console", rest_vm_console, .no_body = true},
     {HTTP_GET, "/v1/vms/{vm}/vnc", rest_vm_vnc, .no_body = true},
+    {HTTP_GET, "/v1/vms/{vm}/ssh", rest_vm_ssh, .no_body = true},
+    {HTTP_POST, "/v1/vms/{vm}/exec", rest_vm_exec},
+    {HTTP_GET, "/v1/vms/{vm}/files", rest_files_get, .no_body = true},
+    {HTTP_PUT, "/v1/vms/{vm}/files", rest_files_put, .stream_body = true},
+    {HTTP_DELETE, "/v1/vms/{vm}/files", rest_files_delete, .no_body = true},
+    {HTTP_POST, "/v1/vms/{vm}/files/mkdir", rest_files_mkdir},
+    {HTTP_POST, "/v1/vms/{vm}/files/rename", rest_files_rename},
 
     {HTTP_GET, "/v1/images", rest_images_list, .no_body = true},
     {HTTP_POST, "/v1/images", rest_image_pull},

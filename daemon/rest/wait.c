@@ -72,7 +72,7 @@ void rest_vm_wait(struct http_request *req, void *arg)
     if (vm == NULL || rest_query_int(req, "timeout", 0, 600, &timeout, &err) < 0)
         goto refuse;
     if (c.n == 0 || c.too_many) {
-        field_pointer_error(&err, "/for", "1–8 of state:STATE, ready, agent, disk_io",
+        field_pointer_error(&err, "/for", "1–8 of state:STATE, ready, agent, ssh, ip, disk_io",
                             "the query needs for=, once to 8 times");
         goto refuse;
     }

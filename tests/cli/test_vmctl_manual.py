@@ -16,7 +16,7 @@ def out(*args):
 def test_every_command_and_option_is_in_the_manual_and_no_other():
     with open(MANUAL, encoding="utf-8") as file:
         manual = file.read()
-    commands = re.findall(r"^  ([a-z]+) +[a-z]", out("help").split("Options of every")[0], re.M)
+    commands = re.findall(r"^  ([a-z-]+) +[a-z]", out("help").split("Options of every")[0], re.M)
     options = set()
     for command in commands:
         assert re.search(rf"^\*{command}\*|^.*, \*{command}\* ", manual, re.M), command

@@ -8,7 +8,7 @@ import pytest
 
 from lib.vmmd import VMCTL
 
-COMMANDS = ("create start stop kill reset restart suspend resume destroy list status explain wait log console events ops doctor adopt image host errors version "
+COMMANDS = ("create start stop kill reset restart suspend resume destroy list status explain wait log console exec ssh cp ssh-config events ops doctor adopt image host errors version "
             "completion help").split()
 
 
@@ -21,7 +21,7 @@ def test_help_lists_every_command():
     for args in (("help",), ("--help",), ("-h",)):
         run = vmctl(*args)
         assert run.returncode == 0 and run.stderr == ""
-        assert re.findall(r"^  ([a-z]+) +[a-z]", run.stdout.split("Options of every")[0], re.M) == COMMANDS
+        assert re.findall(r"^  ([a-z-]+) +[a-z]", run.stdout.split("Options of every")[0], re.M) == COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -34,7 +34,7 @@ def test_help_of_a_command(command):
 def test_unique_prefixes():
     assert vmctl("vers", "--help").stdout == vmctl("version", "--help").stdout
     assert vmctl("li", "--help").stdout == vmctl("list", "--help").stdout
-    for prefix, candidates in (("st", "start, stop, status"), ("res", "reset, restart, resume"), ("e", "explain, events, errors")):
+    for prefix, candidates in (("st", "start, stop, status"), ("res", "reset, restart, resume"), ("e", "explain, exec, events, errors")):
         run = vmctl(prefix, "x")
         assert run.returncode == 2 and f"{prefix} is ambiguous: {candidates}" in run.stderr
     assert vmctl("").returncode == 2

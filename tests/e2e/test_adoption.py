@@ -248,7 +248,7 @@ def check_legal(vmmd, api):
             alive.add(vm["runtime"]["pid"])
         else:
             assert vm["runtime"]["pid"] is None, vm
-    assert set(vmmd.leftovers()) == alive
+    assert set(vmmd.leftovers("qemu")) == alive
 
 
 def cut(vmmd, seconds):

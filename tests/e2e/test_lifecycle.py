@@ -258,5 +258,5 @@ def test_many_guests_at_once_stay_apart(vmmd, api):
     assert [in_guest(api, "hostname", name) for name in names] == names
     do(api, "kill", "two")
     assert [get_vm(api, name)["state"] for name in names] == ["running", "stopped", "running"]
-    assert len(vmmd.leftovers()) == 2
+    assert len(vmmd.leftovers("qemu")) == 2
     assert UP in console(api, "one")

@@ -141,7 +141,7 @@ def qemu(name, verb, state, goal, points, **more):
 
 QEMU = [
     qemu("create", "create", None, "prepared",
-         ["store:vm.create:running:after", "qemu:create:dir-made", "qemu:create:seed-written",
+         ["store:vm.create:running:after", "qemu:create:dir-made", "qemu:create:seed-written", "qemu:create:key-written",
           "qemu:create:overlay-made", "qemu:create:synced", "op:vm.create:build:after", "store:vm.create:succeeded:before",
           "store:vm.create:succeeded:after"]),
     qemu("create and start", "create", None, "running",

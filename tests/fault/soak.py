@@ -254,7 +254,7 @@ class Soak(storm.Storm):
     def qemus(self):
         """{uuid: [process, ...]} of this daemon's QEMUs."""
         found = {}
-        for pid in self.daemon.leftovers():
+        for pid in self.daemon.leftovers("qemu"):
             try:
                 with open(f"/proc/{pid}/cmdline", "rb") as file:
                     words = file.read().decode("utf-8", "replace").split("\0")

@@ -38,6 +38,7 @@ class Daemon:
         self.extra_args = list(extra_args)
         self.env = dict(os.environ, **(env or {}))
         self.proc = None
+        self.binary = VMMD
         if config is not None:
             self.write_config(config)
         if start:
@@ -52,8 +53,16 @@ class Daemon:
         with open(self.config_path, "w", encoding="utf-8") as file:
             file.write(text)
 
+    def install(self, *programs):
+        """Runs vmmd from a directory of its own with these programs and no other helper."""
+        folder = os.path.join(self.dir, "bin")
+        os.makedirs(folder)
+        for name in programs:
+            shutil.copy(os.path.join(os.path.dirname(VMMD), name), folder)
+        self.binary = os.path.join(folder, "vmmd")
+
     def argv(self):
-        argv = [VMMD, "--data-dir", self.data_dir, "--runtime-dir", self.runtime_dir, "--socket", self.socket]
+        argv = [self.binary, "--data-dir", self.data_dir, "--runtime-dir", self.runtime_dir, "--socket", self.socket]
         if self.config_path:
             argv += ["--config", self.config_path]
         return argv + self.extra_args
@@ -119,8 +128,9 @@ class Daemon:
         return subprocess.run([VMCTL, *args], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                               timeout=timeout * SLOW, check=False, **kw)
 
-    def leftovers(self):
-        """Processes other than the daemon whose command line names this daemon's directory: its QEMUs and helpers."""
+    def leftovers(self, program=""):
+        """Processes other than the daemon whose command line names this daemon's directory: its QEMUs and helpers; or only
+        those whose program's name has this in it."""
         found = []
         mark = (self.dir + "/").encode()
         for entry in os.listdir("/proc"):
@@ -128,7 +138,8 @@ class Daemon:
                 continue
             try:
                 with open(f"/proc/{entry}/cmdline", "rb") as file:
-                    if mark in file.read():
+                    line = file.read()
+                    if mark in line and program.encode() in os.path.basename(line.split(b"\0")[0]):
                         found.append(int(entry))
             except OSError:
                 pass

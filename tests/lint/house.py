@@ -23,7 +23,7 @@ os.chdir(ROOT)
 # --- the table ---
 
 LEAVES = ["qmp", "guest", "image", "net", "cloudinit"]
-CORE = ["base", "model", "core", "backend/backend.h", "backend/console.h", "store/store.h", "loop/loop.h", "loop/timer.h",
+CORE = ["base", "model", "core", "backend/backend.h", "backend/console.h", "guest/exec.h", "guest/files.h", "store/store.h", "loop/loop.h", "loop/timer.h",
         "loop/op.h", "loop/work.h", "loop/logfile.h", "loop/child.h", "loop/stream.h"]
 
 # folder: (what of ours it may include: folders, or single headers; whose libraries). Its own folder is always allowed.
@@ -36,12 +36,12 @@ TABLE = {
     "daemon/image": (["base", "loop"], ["jansson.h"]),
     "daemon/net": (["base", "loop"], []),
     "daemon/cloudinit": (["base", "loop"], ["jansson.h", "archive.h", "archive_entry.h"]),
-    "daemon/helpers": (["base", "helpers"], ["jansson.h", "seccomp.h", "curl/", "nettle/", "zlib.h", "lzma.h", "zstd.h"]),
+    "daemon/helpers": (["base", "helpers"], ["jansson.h", "seccomp.h", "curl/", "libssh/", "nettle/", "zlib.h", "lzma.h", "zstd.h"]),
     "daemon/backend": (["base", "model", "loop", "backend"] + LEAVES, ["jansson.h"]),
     "daemon/store": (["base", "model"], ["sqlite3.h", "jansson.h"]),
     "daemon/core": (CORE, ["jansson.h", "nettle/"]),
     "daemon/core/ops": (CORE + ["guest", "image", "cloudinit"], ["jansson.h"]),
-    "daemon/rest": (["base", "model", "core/core.h", "core/tunnel.h", "http/http.h", "backend/backend.h", "loop/loop.h",
+    "daemon/rest": (["base", "model", "core/core.h", "core/tunnel.h", "core/exec.h", "core/files.h", "http/http.h", "backend/backend.h", "loop/loop.h",
                      "loop/timer.h"],
                     ["jansson.h", "nettle/"]),
     "daemon/http": (["base", "loop"], ["microhttpd.h", "jansson.h", "nettle/"]),
@@ -50,7 +50,7 @@ TABLE = {
 # main.c and its like directly in daemon/ wire everything, and meet no library but jansson.
 WIRING = (["*"], ["jansson.h"])
 LIBRARIES = ["uv.h", "sqlite3.h", "microhttpd.h", "jansson.h", "curl/", "archive.h", "archive_entry.h", "seccomp.h", "nettle/",
-             "openssl/", "gnutls/", "glib.h", "zlib.h", "lzma.h", "zstd.h"]
+             "libssh/", "openssl/", "gnutls/", "glib.h", "zlib.h", "lzma.h", "zstd.h"]
 # Fields of parts that are always empty or null so far: a provision step, an address, a progress.
 EMPTY = {"inline", "content_base64", "destination", "ip", "source", "seen_at", "total", "unit"}
 # Known to their own folder alone.

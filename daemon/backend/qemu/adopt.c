@@ -48,7 +48,7 @@ static void adopt_finish(struct backend_vm *bvm, enum backend_found found)
     if (found == BACKEND_FOUND_RUNNING || found == BACKEND_FOUND_SUSPENDED) {
         bvm->started = true;
         bvm->paused = found == BACKEND_FOUND_SUSPENDED;
-        agent_open(bvm);
+        guest_open(bvm);
     }
     call_end(bvm, NULL);
 }

@@ -207,6 +207,7 @@ static struct backend_vm *qemu_attach(struct backend *be, struct vm *vm, const s
     path_join(bvm->seed, PATH_MAX, bvm->work_dir, "seed.iso", err);
     path_join(bvm->vars, PATH_MAX, bvm->work_dir, "vars.fd", err);
     path_join(bvm->vmm_log, PATH_MAX, bvm->work_dir, "vmm.log", err);
+    path_join(bvm->key, PATH_MAX, bvm->work_dir, "id_ed25519", err);
     path_join(bvm->console_log, PATH_MAX, bvm->work_dir, "console.log", err);
     return bvm;
 }
@@ -217,10 +218,12 @@ static void qemu_detach(struct backend_vm *bvm)
         *bvm->gone = true;
     jobs_forget(bvm);
     manifests_forget(bvm);
+    guest_close(bvm);
     image_inspection_free(bvm->inspection);
     tool_free(bvm->tool);
     process_detach(bvm);
     error_done(&bvm->failure);
+    mem_free(bvm->key_text);
     mem_free(bvm);
 }
 
@@ -309,6 +312,8 @@ static const struct backend vtable = {
     .manifest = qemu_manifest,
     .survey = qemu_survey,
     .reap = qemu_reap,
+    .exec = qemu_exec,
+    .guest_files = qemu_files,
     .describe = qemu_describe,
     .free = qemu_free,
 };

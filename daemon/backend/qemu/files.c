@@ -26,6 +26,8 @@ struct files_job {
     char seed_path[PATH_MAX];
     char vars[PATH_MAX];
     char vars_from[PATH_MAX]; /* "": no UEFI */
+    char key[PATH_MAX];
+    char *key_text; /* NULL: no key pair */
     bool has_seed;
     struct seed seed;
 };
@@ -78,6 +80,9 @@ static int files_fn(struct job *job, struct error *err)
     if (f->has_seed && seed_write(&f->seed, f->seed_path, err) < 0)
         return -1;
     CRASH_POINT("qemu:create:seed-written");
+    if (f->key_text && key_write(f->key_text, f->key, err) < 0)
+        return -1;
+    CRASH_POINT("qemu:create:key-written");
     if (f->vars_from[0] && copy_vars(f, err) < 0)
         return -1;
     return sync_dirs(f->work_dir, err);
@@ -90,11 +95,14 @@ static int sync_fn(struct job *job, struct error *err)
     return sync_path(f->overlay, err) < 0 || sync_dirs(f->work_dir, err) < 0 ? -1 : 0;
 }
 
-static void files_free(struct job *job)
+static void files_job_free(struct job *job)
 {
     struct files_job *f = CONTAINER_OF(job, struct files_job, job);
 
     seed_done(&f->seed);
+    if (f->key_text)
+        explicit_bzero(f->key_text, strlen(f->key_text));
+    mem_free(f->key_text);
     mem_free(f);
 }
 
@@ -104,11 +112,12 @@ static struct files_job *files_job_new(struct backend_vm *bvm)
 
     if (!f)
         return NULL;
-    f->job.free = files_free;
+    f->job.free = files_job_free;
     memcpy(f->work_dir, bvm->work_dir, sizeof(f->work_dir));
     memcpy(f->overlay, bvm->overlay, sizeof(f->overlay));
     memcpy(f->seed_path, bvm->seed, sizeof(f->seed_path));
     memcpy(f->vars, bvm->vars, sizeof(f->vars));
+    memcpy(f->key, bvm->key, sizeof(f->key));
     if (bvm->vm->spec.uefi)
         memcpy(f->vars_from, bvm->be->host.uefi_vars, sizeof(f->vars_from));
     return f;
@@ -190,6 +199,7 @@ static void synced(struct backend_vm *bvm, struct job *job, int rc, struct error
     set_text(&rt->work_dir, bvm->work_dir);
     set_text(&rt->overlay_path, vm_base_path(bvm->vm) ? bvm->overlay : NULL);
     set_text(&rt->seed_iso_path, bvm->vm->spec.has_cloud_init ? bvm->seed : NULL);
+    set_text(&rt->ssh_key_path, key_wanted(&bvm->vm->spec) ? bvm->key : NULL);
     if (manifest_write(bvm, false, written_down, &own) < 0)
         create_fail(bvm, &own);
 }
@@ -256,12 +266,22 @@ static void files_made(struct backend_vm *bvm, struct job *job, int rc, struct e
 static int build_seed(const struct vm *vm, struct files_job *f, const char *id, struct error *err)
 {
     const struct vm_cloud_init *ci = &vm->spec.cloud_init;
+    CLEANUP_FREE char *own = f->key_text ? key_public(f->key_text) : NULL;
+    CLEANUP_FREE const char **keys = mem_zalloc((ci->n_keys + 1) * sizeof(char *));
+    size_t n_keys = 0;
+
+    if (!keys || (f->key_text && !own))
+        return error_set(err, ERR_CLOUDINIT_ISO_FAILED, "no memory for the keys of VM %s", vm->name);
+    for (size_t i = 0; i < ci->n_keys; i++)
+        keys[n_keys++] = ci->ssh_authorized_keys[i];
+    if (own)
+        keys[n_keys++] = own;
     struct seed_input input = {
         .instance_id = ci->instance_id ? ci->instance_id : id,
         .hostname = ci->hostname ? ci->hostname : vm->name,
-        .user = vm->spec.ssh.user ? vm->spec.ssh.user : "vm",
-        .ssh_keys = (const char *const *)ci->ssh_authorized_keys,
-        .n_ssh_keys = ci->n_keys,
+        .user = vm_ssh_user(vm),
+        .ssh_keys = keys,
+        .n_ssh_keys = n_keys,
         .user_data = ci->user_data,
         .vendor_data = ci->vendor_data,
         .network_config = ci->network_config,
@@ -278,12 +298,28 @@ static int start_files_job(struct backend_vm *bvm, struct error *err)
     if (f) {
         f->job.fn = files_fn;
         f->job.done = files_made;
+        f->key_text = TAKE_PTR(bvm->key_text);
         if (build_seed(bvm->vm, f, bvm->id, err) < 0) {
-            files_free(&f->job);
+            files_job_free(&f->job);
             return -1;
         }
     }
     return job_run(bvm, f ? &f->job : NULL, err);
+}
+
+static void key_made(struct backend_vm *bvm, struct error *err)
+{
+    if (!error_is_set(err) && (bvm->cancelled ? call_cancelled_error(bvm, err) : start_files_job(bvm, err)) == 0)
+        return;
+    call_end(bvm, err);
+}
+
+/* The key pair first, for the seed tells the public key. */
+static int make_files(struct backend_vm *bvm, struct error *err)
+{
+    int rc = key_make(bvm, key_made, err);
+
+    return rc == 1 ? start_files_job(bvm, err) : rc;
 }
 
 static int check_size(struct backend_vm *bvm, const struct image_info *info, struct error *err)
@@ -315,7 +351,7 @@ static void image_inspected(void *arg, const struct image_info *info, struct err
     bvm->base_size = info->virtual_size;
     if (check_size(bvm, info, &own) == 0) {
         set_text(&bvm->vm->runtime.disk_format, info->format);
-        if (start_files_job(bvm, &own) == 0)
+        if (make_files(bvm, &own) == 0)
             return;
     }
     call_end(bvm, &own);
@@ -349,7 +385,7 @@ int qemu_create(struct backend_vm *bvm, struct backend_call *call, struct error 
         bvm->inspection = image_inspect(bvm->be->loop, vm_base_path(bvm->vm), &rules, image_inspected, bvm, err);
         rc = bvm->inspection ? 0 : -1;
     } else {
-        rc = start_files_job(bvm, err);
+        rc = make_files(bvm, err);
     }
     if (rc < 0) {
         bvm->call = NULL;
@@ -408,6 +444,8 @@ static void all_removed(struct backend_vm *bvm, struct job *job, int rc, struct 
         set_text(&rt->work_dir, NULL);
         set_text(&rt->overlay_path, NULL);
         set_text(&rt->seed_iso_path, NULL);
+        set_text(&rt->ssh_key_path, NULL);
+        set_text(&rt->ssh_host_key, NULL);
     }
     call_end(bvm, err);
 }

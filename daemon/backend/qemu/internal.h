@@ -4,6 +4,7 @@
  *   start.c     prepare, sweep, spawn                   verbs.c    greet, verify, press, reset, suspend, resume
  *   monitor.c   the monitor, its events, muteness       process.c  the process and its end, kill, terminate
  *   adopt.c     after a restart                         console.c  the serial console
+ *   guest.c     the ways into the guest: agent, SSH     keys.c     the VM's key pair
  *   plan.c      from a VM to the plan of argv.h         job.c      work on the pool for a VM; the call under way
  *   lock.c      who has a VM's disk                     manifest.c a VM written down beside it
  *   survey.c    what the host holds of VMs              reap.c     removes what nobody owns
@@ -21,6 +22,7 @@
 #include "backend/qemu/probe.h"
 #include "backend/qemu/qemu.h"
 #include "guest/agent.h"
+#include "guest/ssh.h"
 #include "image/image.h"
 #include "loop/child.h"
 #include "loop/timer.h"
@@ -71,6 +73,9 @@ struct backend_vm {
     char overlay[PATH_MAX];
     char seed[PATH_MAX];
     char vars[PATH_MAX];
+    char key[PATH_MAX]; /* the private one; the public is beside it */
+    char *key_text;     /* both, while create works */
+    void (*key_made)(struct backend_vm *bvm, struct error *err);
     char vmm_log[PATH_MAX];
     char console_log[PATH_MAX]; /* prefix of the bounded log */
 
@@ -116,6 +121,11 @@ struct backend_vm {
     struct ask *asks;
     struct agent *agent;
     struct observer *observer; /* observe.c */
+    struct ssh *ssh;           /* NULL: no key, or no address */
+    struct exec *probe;        /* until SSH answers */
+    struct timer *guest_timer;
+    bool ssh_answers;
+    char ssh_host[VM_IP_MAX]; /* where ssh leads */
     struct console *console;
     struct timer *timer; /* monitor.c: reconnect and heartbeat; the end of a guest that has ended */
     bool mute;           /* told: unresponsive */
@@ -315,8 +325,32 @@ void oom_free(struct qemu_backend *be);
 
 /* ---- verbs.c ---- */
 
-/* The agent's channel of a VM that runs. */
-void agent_open(struct backend_vm *bvm);
+/* ---- keys.c ---- */
+
+/* Makes a key pair in bvm->key_text, for a VM that gets one; made(bvm, err) comes once.  1: none is needed. */
+int key_make(struct backend_vm *bvm, void (*made)(struct backend_vm *bvm, struct error *err), struct error *err);
+bool key_wanted(const struct vm_spec *spec);
+/* The public line of both texts; the caller mem_frees. */
+char *key_public(const char *key_text);
+/* Writes both files, private from birth, and flushes them.  Blocking: pool. */
+int key_write(const char *key_text, const char *path, struct error *err);
+
+/* ---- guest.c ---- */
+
+#define KNOWN_HOSTS_NAME "known_hosts" /* in the work directory; without it the next start believes a new host key */
+
+/* The ways into the guest of a VM that begins to run; of one that runs. */
+void guest_begin(struct backend_vm *bvm);
+void guest_open(struct backend_vm *bvm);
+/* The guest began anew: what was open is closed, and looked for again. */
+void guest_reopen(struct backend_vm *bvm);
+void guest_close(struct backend_vm *bvm);
+/* What SSH waits for, or another address than it has. */
+void guest_addresses_told(struct backend_vm *bvm);
+struct files *qemu_files(struct backend_vm *bvm, const struct files_request *req, const struct files_events *events,
+                         void *arg, struct error *err);
+struct exec *qemu_exec(struct backend_vm *bvm, const struct exec_request *req, const struct exec_events *events,
+                       void *arg, struct error *err);
 
 /* ---- console.c ---- */
 

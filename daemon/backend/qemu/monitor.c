@@ -238,6 +238,7 @@ static void take_reset(struct backend_vm *bvm)
         return;
     observe_guest_reset(bvm);
     bvm->events->guest_reset(bvm->arg);
+    guest_reopen(bvm);
 }
 
 static void take_event(struct backend_vm *bvm, const char *name, json_t *data)

@@ -114,8 +114,10 @@ static void tell(struct observer *o)
     for (unsigned i = 0; i < o->n_seen; i++)
         n = add(list, n, &o->seen[i]);
     o->n_told = n;
-    if (wants_addresses(o->bvm))
+    if (wants_addresses(o->bvm)) {
         o->bvm->events->addresses(o->bvm->arg, list, n);
+        guest_addresses_told(o->bvm);
+    }
     seed_watch_look(&o->seed, seed_looked, o);
 }
 

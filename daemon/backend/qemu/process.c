@@ -236,9 +236,7 @@ void process_exited(void *arg, const struct exit_status *status)
     proc_watch_free(bvm->watch);
     bvm->watch = NULL;
     monitor_close(bvm);
-    observe_stop(bvm);
-    agent_free(bvm->agent);
-    bvm->agent = NULL;
+    guest_close(bvm);
     process_clear(bvm, true);
 }
 
@@ -280,8 +278,7 @@ void process_detach(struct backend_vm *bvm)
     child_free(TAKE_PTR(bvm->child));
     proc_watch_free(TAKE_PTR(bvm->watch));
     monitor_close(bvm);
-    observe_stop(bvm);
-    agent_free(TAKE_PTR(bvm->agent));
+    guest_close(bvm);
     if (bvm->console)
         console_free(TAKE_PTR(bvm->console));
     bvm->tap_fd = fd_close(bvm->tap_fd);

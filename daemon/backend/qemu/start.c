@@ -34,8 +34,10 @@ struct prepare_job {
     struct vm_forward *ports; /* to be bound by QEMU */
     size_t n_ports;
     uint64_t min_size;
+    bool pinned; /* the guest's host key is known */
     /* results */
     int tap_fd, lock_fd;
+    bool unpin; /* whoever removes known_hosts wants the next host key to be believed */
     bool grow;
 };
 
@@ -93,6 +95,14 @@ static int claim(struct prepare_job *p, struct error *err)
     return pid ? qemu_lives_error(&p->place, pid, err) : 0;
 }
 
+static bool known_hosts_gone(const char *work_dir)
+{
+    char path[PATH_MAX];
+
+    return path_join(path, sizeof(path), work_dir, KNOWN_HOSTS_NAME, NULL) == 0 && access(path, F_OK) < 0 &&
+           errno == ENOENT;
+}
+
 static int prepare_fn(struct job *job, struct error *err)
 {
     struct prepare_job *p = CONTAINER_OF(job, struct prepare_job, job);
@@ -110,6 +120,7 @@ static int prepare_fn(struct job *job, struct error *err)
     if (check_ports(p, err) < 0 || dir_remove(run_dir, err) < 0 || dir_make(run_dir, 0700, err) < 0)
         return -1;
     CRASH_POINT("qemu:prepare:run-dir-made");
+    p->unpin = p->pinned && known_hosts_gone(p->place.work_dir);
     if (p->tap[0])
         p->tap_fd = tap_open(p->tap, p->bridge, err);
     if (p->tap[0] && p->tap_fd < 0) {
@@ -255,6 +266,8 @@ static void prepare_done(struct backend_vm *bvm, struct job *job, int rc, struct
     bvm->tap_fd = TAKE_FD(p->tap_fd);
     bvm->lock_fd = TAKE_FD(p->lock_fd);
     set_text(&bvm->vm->runtime.tap, p->tap);
+    if (p->unpin)
+        set_text(&bvm->vm->runtime.ssh_host_key, NULL);
     if (bvm->cancelled)
         call_cancelled_error(bvm, &own);
     else if (!p->grow) {
@@ -305,6 +318,7 @@ static int start_prepare_job(struct backend_vm *bvm, struct error *err)
         memcpy(p->overlay, bvm->overlay, sizeof(p->overlay));
         p->min_size = (uint64_t)vm->spec.disk_gb << 30;
     }
+    p->pinned = vm->runtime.ssh_host_key != NULL;
     if (vm->runtime.pid && vm->runtime.exe) {
         p->old.pid = vm->runtime.pid;
         p->old.start_ticks = vm->runtime.start_ticks;

@@ -9,7 +9,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 
-enum { AGENT_INTERVAL_MS = 10000, AGENT_SHUTDOWN_MS = 5000 };
+enum { AGENT_SHUTDOWN_MS = 5000 };
 
 static int not_running(struct backend_vm *bvm, struct error *err)
 {
@@ -67,36 +67,6 @@ int qemu_greet(struct backend_vm *bvm, struct backend_call *call, struct error *
 
 /* ---- cont, stop: then the state is asked for until it is the one wanted ---- */
 
-static void agent_up(void *arg)
-{
-    struct backend_vm *bvm = arg;
-
-    bvm->events->agent(bvm->arg, true);
-    observe_agent_up(bvm);
-}
-
-static void agent_down(void *arg)
-{
-    struct backend_vm *bvm = arg;
-
-    bvm->events->agent(bvm->arg, false);
-}
-
-static const struct agent_events agent_events = {.up = agent_up, .down = agent_down};
-
-void agent_open(struct backend_vm *bvm)
-{
-    CLEANUP_ERROR struct error err = ERROR_INIT;
-    struct plan_paths paths;
-
-    /* Without it the VM runs; it only never gets ready. */
-    if (!bvm->agent && plan_paths(bvm, &paths, &err) == 0)
-        bvm->agent = agent_new(bvm->be->loop, paths.agent, &agent_events, bvm, &err);
-    if (bvm->agent)
-        agent_start_probing(bvm->agent, AGENT_INTERVAL_MS);
-    observe_start(bvm, bvm->vm->runtime.started_at > 0 ? clock_wall_ms() - bvm->vm->runtime.started_at : 0);
-}
-
 /* It went on, its write failed again, and so it waits again. */
 static void paused_again(struct backend_vm *bvm, struct error *err)
 {
@@ -129,7 +99,7 @@ static void run_status(struct backend_vm *bvm, json_t *ret, struct error *err)
         bvm->paused = strcmp(bvm->wanted, "paused") == 0;
     if (!error_is_set(err) && !bvm->started) {
         bvm->started = true;
-        agent_open(bvm);
+        guest_begin(bvm);
     }
     call_end(bvm, err);
 }

@@ -70,7 +70,8 @@ static int begin_check(struct vm_op *vo, struct error *err)
     c->peer = vo->peer;
     c->paths.has_boot = spec->has_boot;
     if (!copy_text(&c->paths.image, spec->image) || !copy_text(&c->paths.boot.kernel, spec->boot.kernel) ||
-        !copy_text(&c->paths.boot.initrd, spec->boot.initrd))
+        !copy_text(&c->paths.boot.initrd, spec->boot.initrd) ||
+        !copy_text(&c->paths.ssh.private_key_path, spec->ssh.private_key_path))
         error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
     else if (work_run(vo->core->loop, check_files, files_checked, c, NULL, err) == 0) {
         vo->file_check = c;

@@ -25,10 +25,7 @@ static int power_resume(struct vm_op *vo, struct error *err)
 /* The guest goes on where the end could not be written. */
 static int undo_suspend(struct vm_op *vo, struct error *err)
 {
-    struct vm *vm = &vo->vm->vm;
-
-    if (vm->conditions[VM_COND_AGENT].known && vm->conditions[VM_COND_AGENT].status)
-        vm_condition_set(vm, VM_COND_READY, true, "agent", "");
+    live_vm_ready_again(vo->vm);
     return power_resume(vo, err);
 }
 
@@ -55,8 +52,7 @@ static int persist_resumed(struct vm_op *vo, struct error *err)
 
     if (vm->conditions[VM_COND_DISK_IO].known)
         vm_condition_set(vm, VM_COND_DISK_IO, true, "ok", "");
-    if (vm->conditions[VM_COND_AGENT].known && vm->conditions[VM_COND_AGENT].status)
-        vm_condition_set(vm, VM_COND_READY, true, "agent", "");
+    live_vm_ready_again(vo->vm);
     return vm_op_persist(vo, VM_RUNNING, vo->plan->kind, false, err);
 }
 

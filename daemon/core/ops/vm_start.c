@@ -54,8 +54,7 @@ int step_verify(struct vm_op *vo, struct error *err)
 
 int step_persist_running(struct vm_op *vo, struct error *err)
 {
-    if (vo->vm->vm.conditions[VM_COND_AGENT].status) /* the guest was quicker */
-        vm_condition_set(&vo->vm->vm, VM_COND_READY, true, "agent", "");
+    live_vm_ready_again(vo->vm); /* the guest was quicker */
     if (vo->vm->vm.runtime.started_at == 0)
         vo->vm->vm.runtime.started_at = clock_wall_ms();
     return vm_op_persist(vo, VM_RUNNING, vo->plan->kind, false, err);

@@ -1,0 +1,42 @@
+/* files.h - files of a guest, over SSH (SFTP, in vmmd-ssh).  Loop thread.
+ *
+ *   get:   began(stat) ─► data ... ─► ended          put:  began ─► (files_write, room) ... files_write_end ─► ended(stat)
+ *   list:  data, one JSON object each ─► ended       stat, mkdir, rename, delete:  ended */
+#ifndef GUEST_FILES_H
+#define GUEST_FILES_H
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "base/error.h"
+
+enum files_op { FILES_GET, FILES_PUT, FILES_STAT, FILES_LIST, FILES_MKDIR, FILES_RENAME, FILES_DELETE };
+
+/* Borrowed during the call. */
+struct files_request {
+    enum files_op op;
+    const char *path;
+    const char *to;   /* rename */
+    const char *mode; /* put, mkdir: octal, or NULL: what is there, or 0644 and 0755 */
+    bool parents;     /* mkdir */
+};
+
+struct files_events {
+    void (*began)(void *arg, const json_t *stat);
+    void (*data)(void *arg, const char *data, size_t len);
+    void (*room)(void *arg); /* put: more may be written */
+    /* Once, the last.  Fails: ERR_GUEST_FILE_NOT_FOUND, _PERMISSION_DENIED, _NO_SPACE, _NOT_A_DIRECTORY, ERR_API_INVALID_FIELD
+     * (no file), ERR_SSH_FAILED, ERR_DAEMON_OVERLOADED (every transfer of the VM is taken), ERR_IO (the guest's own). */
+    void (*ended)(void *arg, const json_t *stat, struct error *err);
+};
+
+struct files;
+void files_pause(struct files *f, bool paused);
+/* How many bytes were taken: fewer than all, also none, until `room`. */
+size_t files_write(struct files *f, const void *data, size_t len);
+void files_write_end(struct files *f);
+/* Also in the midst, also from its events: an unfinished put leaves what was there.  NULL is fine. */
+void files_free(struct files *f);
+
+#endif

@@ -1,0 +1,159 @@
+"""Files of guests: both ways, streamed."""
+import hashlib
+import os
+import threading
+import time
+
+import pytest
+
+from e2e import guest
+from e2e.test_exec import run, with_key
+from lib.vms import eventually
+
+FILES = "/v1/vms/web/files"
+
+
+@pytest.fixture(scope="module")
+def api(shared_vmmd):
+    api = shared_vmmd.client(timeout=300)
+    api.daemon = shared_vmmd
+    guest.booted(api, "web", **with_key(memory_mb=512))
+    return api
+
+
+def put(api, path, data, expect=200, **headers):
+    answer = api.request("PUT", FILES, body=data, query={"path": path}, headers={k.replace("_", "-"): v for k, v in headers.items()})
+    assert answer.status == expect, answer
+    return answer
+
+
+def test_bytes_and_mode_are_kept(api):
+    data = os.urandom(300000)
+    answer = put(api, "/tmp/blob", data, X_File_Mode="0751")
+    assert answer.json["size"] == len(data) and answer.json["mode"] == "0751" and answer.json["type"] == "file"
+    got = api.get(FILES, query={"path": "/tmp/blob"})
+    assert got.status == 200 and got.body == data and got.headers["X-File-Mode"] == "0751"
+    head = api.head(FILES, query={"path": "/tmp/blob"})
+    assert head.status == 200 and head.headers["X-File-Size"] == str(len(data)) and head.headers["X-File-Type"] == "file"
+    assert run(api, {"script": "stat -c '%a %U' /tmp/blob"})["stdout"] == "751 vm\n"
+
+
+def test_a_second_put_replaces_and_keeps_the_mode(api):
+    put(api, "/tmp/twice", b"first", X_File_Mode="0600")
+    assert put(api, "/tmp/twice", b"second").json["mode"] == "0600"
+    assert api.get(FILES, query={"path": "/tmp/twice"}).body == b"second"
+    put(api, "relative", b"")
+    assert run(api, {"script": "cat relative; ls -A /tmp | grep -c vmmd-; exit 0"})["stdout"] == "0\n"
+
+
+def test_files_without_a_size(api):
+    assert b"Linux" in api.get(FILES, query={"path": "/proc/version"}).body
+
+
+def test_list_mkdir_rename_delete(api):
+    assert api.post(FILES + "/mkdir", {"path": "/tmp/a/b/c", "parents": True, "mode": "0700"}).status == 200
+    put(api, "/tmp/a/b/file", b"xyz")
+    run(api, {"script": "ln -s file /tmp/a/b/link"})
+    items = {one["name"]: one for one in api.get(FILES, query={"path": "/tmp/a/b", "list": 1}).json["items"]}
+    assert {name: one["type"] for name, one in items.items()} == {"c": "directory", "file": "file", "link": "symlink"}
+    assert items["file"]["size"] == 3 and items["c"]["mode"] == "0700" and items["file"]["mtime"] > 0
+    assert api.post(FILES + "/rename", {"from": "/tmp/a/b/file", "to": "/tmp/a/b/new"}).status == 200
+    put(api, "/tmp/a/b/other", b"other")
+    assert api.post(FILES + "/rename", {"from": "/tmp/a/b/other", "to": "/tmp/a/b/new"}).status == 200
+    assert api.get(FILES, query={"path": "/tmp/a/b/new"}).body == b"other"
+    for path in ("/tmp/a/b/new", "/tmp/a/b/link", "/tmp/a/b/c"):
+        assert api.delete(FILES + "?path=" + path).status == 200
+    assert api.get(FILES, query={"path": "/tmp/a/b", "list": 1}).json == {"items": []}
+
+
+def test_errors_are_typed(api):
+    assert api.get(FILES, query={"path": "/nope"}).code == "guest::file_not_found"
+    assert api.get(FILES, query={"path": "/root", "list": 1}).code == "guest::file_permission_denied"
+    assert api.get(FILES, query={"path": "/etc/passwd", "list": 1}).code == "guest::not_a_directory"
+    assert api.get(FILES, query={"path": "/etc"}).code == "api::invalid_field"
+    assert api.get(FILES).code == "api::invalid_field"
+    assert put(api, "/etc/new", b"x", 403).code == "guest::file_permission_denied"
+    assert put(api, "/nope/new", b"x", 404).code == "guest::file_not_found"
+    assert put(api, "/tmp", b"x", 422).code == "api::invalid_field"
+    assert put(api, "/tmp/x", b"x", 422, X_File_Mode="rw").code == "api::invalid_field"
+    assert api.delete(FILES + "?path=/nope").code == "guest::file_not_found"
+    assert api.delete(FILES + "?path=/").status in (403, 500)
+    assert api.post(FILES + "/mkdir", {"path": "/root/x"}).code == "guest::file_permission_denied"
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(api):
+    run(api, {"script": "mkdir -p /mnt/s && mount -t tmpfs -o size=1m,mode=777 s /mnt/s", "user": "root", "via": "agent"})
+    answer = put(api, "/mnt/s/big", bytes(3 << 20), 507)
+    assert answer.code == "guest::no_space"
+    assert eventually(lambda: api.get(FILES, query={"path": "/mnt/s", "list": 1}).json, lambda j: j == {"items": []})
+
+
+def test_a_large_file_both_ways_in_constant_memory(api):
+    size, block = 64 << 20, os.urandom(1 << 20)
+    run(api, {"script": "mkdir -p /mnt/l && mount -t tmpfs -o size=80m,mode=777 l /mnt/l", "user": "root", "via": "agent"})
+    def body():
+        for _ in range(size // len(block)):
+            yield block
+    want = hashlib.sha256()
+    for piece in body():
+        want.update(piece)
+    before = resident(api.daemon.pid)
+    begin = time.monotonic()
+    answer = api.request("PUT", FILES, body=body(), query={"path": "/mnt/l/large"}, headers={"Content-Length": str(size)}, timeout=400)
+    assert answer.status == 200 and answer.json["size"] == size
+    print("put", size / (time.monotonic() - begin) / 1e6, "MB/s")
+    begin = time.monotonic()
+    sock, got = fetch(api, "/mnt/l/large")
+    assert got.hexdigest() == want.hexdigest()
+    print("get", size / (time.monotonic() - begin) / 1e6, "MB/s")
+    assert resident(api.daemon.pid) < before + 32768
+    run(api, {"script": "umount /mnt/l", "user": "root", "via": "agent"})
+
+
+def fetch(api, path):
+    import http.client
+    sock = api.connect(300)
+    sock.sendall(f"GET {FILES}?path={path} HTTP/1.1\r\nHost: vmmd\r\n\r\n".encode())
+    answer = http.client.HTTPResponse(sock)
+    answer.begin()
+    assert answer.status == 200
+    digest = hashlib.sha256()
+    while piece := answer.read(1 << 20):
+        digest.update(piece)
+    sock.close()
+    return sock, digest
+
+
+def resident(pid):
+    with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS:"))
+
+
+def test_an_upload_that_breaks_off_leaves_what_was_there(api):
+    put(api, "/tmp/kept", b"kept")
+    sock = api.connect(30)
+    sock.sendall(b"PUT " + FILES.encode() + b"?path=/tmp/kept HTTP/1.1\r\nHost: vmmd\r\nContent-Length: 10000000\r\n\r\n" + bytes(500000))
+    temp = {"script": "ls -A /tmp | grep -c '^.vmmd-'; exit 0"}
+    eventually(lambda: run(api, temp)["stdout"], lambda n: n == "1\n")
+    sock.close()
+    eventually(lambda: run(api, temp)["stdout"], lambda n: n == "0\n")
+    assert api.get(FILES, query={"path": "/tmp/kept"}).body == b"kept"
+
+
+def test_transfers_and_commands_do_not_wait_for_each_other(api):
+    answers = []
+    threads = [threading.Thread(target=lambda i=i: answers.append(put(api, f"/tmp/p{i}", bytes(200000)).status)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    assert run(api, {"command": ["true"]})["exit_code"] == 0
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 4
+
+
+def test_a_vm_without_a_key_has_no_files(vmmd):
+    api = vmmd.client()
+    guest.booted(api, "web")
+    assert api.get(FILES, query={"path": "/etc/passwd"}).code == "guest::unavailable"
+    guest.do(api, "kill")
+    assert api.get(FILES, query={"path": "/etc/passwd"}).code == "vm::invalid_state"
