@@ -45,6 +45,9 @@ struct backend_events {
     void (*exited)(void *arg, const struct backend_exit *end);
     void (*guest_reset)(void *arg);         /* the guest rebooted by itself, or was reset */
     void (*agent)(void *arg, bool answers); /* the guest agent answers, or no longer does */
+    /* Whether it runs commands as their default user; after agent(true), and again when it has changed.  message: what to
+     * know of it, "" nothing. */
+    void (*agent_runs)(void *arg, bool runs, const char *message);
     /* The guest's addresses as they are known now, the best first; told again and again, also unchanged. */
     void (*addresses)(void *arg, const struct vm_address *list, unsigned n);
     /* How cloud-init stands, of a VM with spec.cloud_init; told again and again.  reason: done, running, error, timed_out,

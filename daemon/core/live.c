@@ -25,11 +25,17 @@ void live_vm_set_failure(struct live_vm *vm, enum error_code code, enum vm_failu
     f->stderr_tail = stderr_tail != NULL ? mem_strdup(stderr_tail) : NULL;
 }
 
+static bool has_ssh(const struct live_vm *vm)
+{
+    return vm->be->exec != NULL && vm_ssh_key(&vm->vm) != NULL;
+}
+
 void live_vm_conditions_down(struct live_vm *vm, const char *reason)
 {
+    vm->agent_runs = false;
     vm_condition_set(&vm->vm, VM_COND_READY, false, reason, "");
     vm_condition_set(&vm->vm, VM_COND_AGENT, false, reason, "");
-    if (vm_ssh_key(&vm->vm) != NULL)
+    if (has_ssh(vm))
         vm_condition_set(&vm->vm, VM_COND_SSH, false, reason, "");
     vm->vm.conditions[VM_COND_DISK_IO].known = false;
     live_vm_observed_none(vm, true, reason);
@@ -37,11 +43,12 @@ void live_vm_conditions_down(struct live_vm *vm, const char *reason)
 
 void live_vm_conditions_booting(struct live_vm *vm)
 {
+    vm->agent_runs = false;
     vm_condition_set(&vm->vm, VM_COND_READY, false, "booting", "");
     vm_condition_set(&vm->vm, VM_COND_AGENT, false, "booting", "");
     vm->vm.conditions[VM_COND_DISK_IO].known = false;
     live_vm_observed_none(vm, false, "booting");
-    if (vm_ssh_key(&vm->vm) != NULL)
+    if (has_ssh(vm))
         vm_condition_set(&vm->vm, VM_COND_SSH, false, "booting", "");
 }
 
@@ -50,23 +57,32 @@ static enum vm_condition_type ready_channel(const struct live_vm *vm)
 {
     uint16_t port;
 
-    return vm_ssh_key(&vm->vm) != NULL && vm_ssh_host(&vm->vm, &port) != NULL ? VM_COND_SSH : VM_COND_AGENT;
+    return has_ssh(vm) && vm_ssh_host(&vm->vm, &port) != NULL ? VM_COND_SSH : VM_COND_AGENT;
+}
+
+static bool answers_on(const struct live_vm *vm, enum vm_condition_type channel)
+{
+    const struct vm_condition *c = &vm->vm.conditions[channel];
+
+    return c->known && c->status && (channel != VM_COND_AGENT || vm->agent_runs);
 }
 
 void live_vm_ready_again(struct live_vm *vm)
 {
     enum vm_condition_type channel = ready_channel(vm);
 
-    if (vm->vm.conditions[channel].known && vm->vm.conditions[channel].status)
+    if (answers_on(vm, channel))
         vm_condition_set(&vm->vm, VM_COND_READY, true, vm_condition_text(channel), "");
 }
 
 void live_vm_ready_by(struct live_vm *vm, struct change *ch)
 {
+    const struct vm_condition *ready = &vm->vm.conditions[VM_COND_READY];
     enum vm_condition_type channel = ready_channel(vm);
-    bool answers = vm->vm.conditions[channel].known && vm->vm.conditions[channel].status;
+    bool answers = answers_on(vm, channel);
 
-    if (vm->vm.state == VM_RUNNING && !vm->unresponsive && vm->vm.conditions[VM_COND_READY].status != answers)
+    if (vm->vm.state == VM_RUNNING && !vm->unresponsive && ready->status != answers &&
+        (answers || strcmp(ready->reason, vm_condition_text(channel)) != 0))
         live_vm_condition(vm, VM_COND_READY, answers, answers ? vm_condition_text(channel) : "booting", "", ch);
 }
 
@@ -173,12 +189,26 @@ static void on_agent(void *arg, bool answers)
               : vm->vm.state == VM_SUSPENDED ? "suspended"
                                              : "no_answer",
               "", ch);
-    if (ready_channel(vm) == VM_COND_AGENT && (!answers || vm->vm.state == VM_RUNNING))
-        condition(vm, VM_COND_READY, answers,
-                  answers                        ? "agent"
-                  : vm->vm.state == VM_SUSPENDED ? "suspended"
-                                                 : "agent_lost",
-                  "", ch);
+    if (!answers) {
+        vm->agent_runs = false;
+        if (ready_channel(vm) == VM_COND_AGENT)
+            condition(vm, VM_COND_READY, false, vm->vm.state == VM_SUSPENDED ? "suspended" : "agent_lost", "", ch);
+    }
+    write_conditions(vm, ch);
+}
+
+static void on_agent_runs(void *arg, bool runs, const char *message)
+{
+    struct live_vm *vm = arg;
+    struct change *ch;
+
+    if (vm->gone)
+        return;
+    vm->agent_runs = runs;
+    if (ready_channel(vm) != VM_COND_AGENT || vm->vm.state != VM_RUNNING || vm->unresponsive)
+        return;
+    ch = change_new(vm->core);
+    condition(vm, VM_COND_READY, runs, runs ? "agent" : "agent_refuses", message, ch);
     write_conditions(vm, ch);
 }
 
@@ -213,10 +243,11 @@ static void on_guest_reset(void *arg)
         return;
     struct change *ch = change_new(vm->core);
     change_event(ch, "vm.guest_reset", vm, NULL, NULL, NULL);
+    vm->agent_runs = false;
     condition(vm, VM_COND_READY, false, "booting", "", ch);
     condition(vm, VM_COND_AGENT, false, "booting", "", ch);
     live_vm_observed_none(vm, false, "booting");
-    if (vm_ssh_key(&vm->vm) != NULL)
+    if (has_ssh(vm))
         condition(vm, VM_COND_SSH, false, "booting", "", ch);
     write_conditions(vm, ch);
 }
@@ -285,7 +316,7 @@ static void on_unresponsive(void *arg, bool unresponsive)
     change_event(ch, unresponsive ? "vm.unresponsive" : "vm.responsive", vm, NULL, NULL, NULL);
     if (unresponsive)
         condition(vm, VM_COND_READY, false, "unresponsive", "", ch);
-    else if (vm->vm.conditions[ready_channel(vm)].status && vm->vm.state == VM_RUNNING)
+    else if (answers_on(vm, ready_channel(vm)) && vm->vm.state == VM_RUNNING)
         condition(vm, VM_COND_READY, true, vm_condition_text(ready_channel(vm)), "", ch);
     write_conditions(vm, ch);
 }
@@ -294,6 +325,7 @@ const struct backend_events live_vm_events = {
     .exited = on_exited,
     .guest_reset = on_guest_reset,
     .agent = on_agent,
+    .agent_runs = on_agent_runs,
     .addresses = live_vm_addresses,
     .cloud_init = live_vm_cloud_init,
     .ssh = on_ssh,

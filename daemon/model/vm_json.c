@@ -196,7 +196,6 @@ static bool runtime_from_json(const json_t *doc, const json_t *private_doc, stru
 {
     const char *mac = get_text(doc, "mac_addr"), *boot_id = get_text(private_doc, "boot_id");
 
-    addresses_from_json(json_object_get(doc, "addresses"), rt);
     rt->pid = (pid_t)get_int(doc, "pid");
     rt->started_at = get_time(doc, "started_at");
     rt->ssh_host_port = (uint16_t)get_int(doc, "ssh_host_port");

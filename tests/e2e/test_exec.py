@@ -273,6 +273,26 @@ def test_via_needs_its_channel(vmmd):
     assert answer.code == "vm::invalid_state" and answer.context["expected"] == ["running"]
 
 
+def test_guest_whose_agent_takes_no_commands_is_not_ready(vmmd):
+    api = vmmd.client()
+    guest.make(api, "bare", start=True, **guest.direct(
+        cloud_init={"user_data": "#!/bin/sh\n"
+                    "kill $(awk '/^PPid/ {print $2}' /proc/$(pidof qemu-ga)/status); killall qemu-ga; sleep 1\n"
+                    "qemu-ga -d -b guest-exec -m virtio-serial -p /dev/virtio-ports/org.qemu.guest_agent.0 -t /run\n"}))
+    eventually(lambda: guest.condition(get_vm(api, "bare"), "ready"), lambda c: c["reason"] == "agent_refuses", guest.PATIENCE)
+    vm = get_vm(api, "bare")
+    assert guest.condition(vm, "ready")["status"] is False and "guest-exec" in guest.condition(vm, "ready")["message"]
+    assert guest.condition(vm, "agent")["status"] is True
+    assert run(api, {"command": ["true"]}, 503, "bare").code == "guest::unavailable"
+
+
+def test_ready_waits_for_the_user_that_the_seed_makes(vmmd):
+    api = vmmd.client()
+    vm = guest.booted(api, "bare", **guest.direct(cloud_init={"hostname": "bare"}))
+    assert guest.condition(vm, "ready")["reason"] == "agent" and guest.condition(vm, "ready")["message"] == ""
+    assert run(api, {"command": ["id", "-un"]}, name="bare")["stdout"] == "vm\n"
+
+
 @pytest.mark.parametrize("limit", ["execs", "execs_per_vm"])
 def test_one_command_too_many_is_refused(daemons, limit):
     api = daemons(config=f"max_{limit} = 1\n").client()

@@ -103,9 +103,10 @@ def test_start_that_fails_says_so_and_can_be_repeated(vmmd, api, tmp_path):
 
 # ---- while it runs ----
 
-def test_ready_comes_with_the_agents_ping(shared):
-    vm = bring_ready(shared)
-    assert condition(vm, "ready")["reason"] == "agent" and condition(vm, "agent")["status"] is True
+def test_ready_comes_with_a_command_that_the_agent_ran(shared):
+    ready = condition(bring_ready(shared), "ready")
+    assert ready["reason"] == "agent" and "no user vm" in ready["message"]
+    assert condition(get_vm(shared), "agent")["status"] is True
 
 
 def test_suspended_guest_stands_still_and_goes_on(shared):

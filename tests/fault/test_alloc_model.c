@@ -135,7 +135,8 @@ static void full_vm(struct vm *vm)
     json_decref(labels);
     char **texts[] = {&rt->accel,          &rt->work_dir,     &rt->overlay_path, &rt->seed_iso_path, &rt->qmp_socket,
                       &rt->console_socket, &rt->vnc_addr,     &rt->exe,          &rt->tap,           &rt->machine_type,
-                      &rt->cpu_model,      &rt->qemu_version, &rt->disk_format};
+                      &rt->cpu_model,      &rt->qemu_version, &rt->disk_format,  &rt->image_name,    &rt->image_path,
+                      &rt->ssh_key_path,   &rt->ssh_host_key};
     for (size_t i = 0; i < ARRAY_SIZE(texts); i++)
         *texts[i] = mem_printf(texts[i] == &rt->accel ? "kvm" : "/text/%zu", i);
     rt->pid = 4711;

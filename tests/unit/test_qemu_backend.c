@@ -102,9 +102,30 @@ static void on_cloud_init(void *arg, bool done, const char *reason, const char *
     (void)message;
 }
 
+static void on_ssh(void *arg, bool answers)
+{
+    (void)arg;
+    (void)answers;
+}
+
+static void on_agent_runs(void *arg, bool runs, const char *message)
+{
+    (void)arg;
+    (void)runs;
+    (void)message;
+}
+
+static void on_runtime_changed(void *arg)
+{
+    (void)arg;
+}
+
 static const struct backend_events events = {.exited = on_exited,
                                              .guest_reset = on_reset,
                                              .agent = on_agent,
+                                             .agent_runs = on_agent_runs,
+                                             .ssh = on_ssh,
+                                             .runtime_changed = on_runtime_changed,
                                              .addresses = on_addresses,
                                              .cloud_init = on_cloud_init,
                                              .io_error = on_io_error,

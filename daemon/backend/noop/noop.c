@@ -198,6 +198,7 @@ static void event_run(struct loop_task *task)
         tell_addresses(b);
         tell_cloud_init(b);
         b->events->agent(b->arg, true);
+        b->events->agent_runs(b->arg, true, "");
     }
     if (b->off)
         tell_exit(b, "guest-off");

@@ -1,6 +1,6 @@
 /* guest.c - the ways into a guest that runs: its agent, and SSH where the VM has a key.
  *
- *   opened with the run ─► agent: pinged until it answers
+ *   opened with the run ─► agent: pinged until it answers ─► `true` runs, where there is no SSH
  *                      ├─► observe.c: what the guest is seen to be ─► on a bridge, the address that SSH waits for
  *                      └─► SSH: `true` runs as soon as sshd answers ─► `ssh`; the host key is pinned at that first contact
  *
@@ -23,12 +23,59 @@ static void probe(struct backend_vm *bvm);
 
 /* ---- the agent ---- */
 
+static void probe_output(void *arg, bool is_stderr, const char *data, size_t len)
+{
+    (void)arg;
+    (void)is_stderr;
+    (void)data;
+    (void)len;
+}
+
+/* The user that a seed makes may not be there yet; that there is none is worth telling, and no reason to wait for ever. */
+static void agent_probed(void *arg, const struct exec_end *end, struct error *err)
+{
+    struct backend_vm *bvm = arg;
+    const struct vm_spec *spec = &bvm->vm->spec;
+    bool no_user = !end && err->code == ERR_API_INVALID_FIELD;
+    char message[160] = "";
+
+    exec_free(TAKE_PTR(bvm->agent_probe));
+    if (no_user)
+        snprintf(message, sizeof(message), "the guest has no user %.60s: commands must name one", vm_ssh_user(bvm->vm));
+    else if (!end)
+        snprintf(message, sizeof(message), "%.159s", err->n_causes > 0 ? err->causes[0] : err->message);
+    if (end || (no_user && !(spec->has_cloud_init && !spec->cloud_init.user_data))) {
+        bvm->events->agent_runs(bvm->arg, true, message);
+        return;
+    }
+    bvm->events->agent_runs(bvm->arg, false, message);
+    if (bvm->guest_timer)
+        timer_start(bvm->guest_timer, no_user ? PROBE_AGAIN_MS : 10 * PROBE_AGAIN_MS, 0);
+}
+
+/* Only a command that ran, as the user that commands get, shows that they do. */
+static void agent_probe(struct backend_vm *bvm)
+{
+    static const char *const command[] = {"true"};
+    static const struct exec_events events = {.output = probe_output, .ended = agent_probed};
+    const struct exec_request req = {
+        .command = command, .n_command = 1, .default_user = vm_ssh_user(bvm->vm), .via = EXEC_AGENT};
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+
+    if (bvm->ssh || bvm->agent_probe || !bvm->agent || !agent_is_up(bvm->agent))
+        return;
+    bvm->agent_probe = agent_exec(bvm->be->loop, bvm->agent, bvm->vm->name, &req, &events, bvm, &err);
+    if (!bvm->agent_probe && bvm->guest_timer)
+        timer_start(bvm->guest_timer, PROBE_AGAIN_MS, 0);
+}
+
 static void agent_up(void *arg)
 {
     struct backend_vm *bvm = arg;
 
     bvm->events->agent(bvm->arg, true);
     observe_agent_up(bvm);
+    agent_probe(bvm);
     if (bvm->ssh && !bvm->ssh_answers) { /* the guest is up: it is tried at once */
         exec_free(TAKE_PTR(bvm->probe));
         probe(bvm);
@@ -39,6 +86,7 @@ static void agent_down(void *arg)
 {
     struct backend_vm *bvm = arg;
 
+    exec_free(TAKE_PTR(bvm->agent_probe));
     bvm->events->agent(bvm->arg, false);
 }
 
@@ -193,6 +241,7 @@ static void guest_turn(void *arg)
 
     if (bvm->ssh && !bvm->ssh_answers)
         probe(bvm);
+    agent_probe(bvm);
 }
 
 /* ---- the whole ---- */
@@ -229,6 +278,7 @@ static void ssh_end(struct backend_vm *bvm, bool gone)
 
 void guest_reopen(struct backend_vm *bvm)
 {
+    exec_free(TAKE_PTR(bvm->agent_probe));
     ssh_end(bvm, true);
     forget_pin(bvm);
     if (bvm->started && bvm->guest_timer)
@@ -248,10 +298,12 @@ void guest_addresses_told(struct backend_vm *bvm)
     }
     if (host)
         ssh_begin(bvm);
+    agent_probe(bvm);
 }
 
 void guest_close(struct backend_vm *bvm)
 {
+    exec_free(TAKE_PTR(bvm->agent_probe));
     ssh_end(bvm, !bvm->alive);
     observe_stop(bvm);
     agent_free(TAKE_PTR(bvm->agent));

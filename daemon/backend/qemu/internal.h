@@ -123,6 +123,7 @@ struct backend_vm {
     struct observer *observer; /* observe.c */
     struct ssh *ssh;           /* NULL: no key, or no address */
     struct exec *probe;        /* until SSH answers */
+    struct exec *agent_probe;  /* until the agent runs a command */
     struct timer *guest_timer;
     bool ssh_answers;
     char ssh_host[VM_IP_MAX]; /* where ssh leads */
