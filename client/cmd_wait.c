@@ -44,16 +44,34 @@ static char *wait_path(const struct args *args, long long timeout_s)
     return x_take(&path);
 }
 
+/* "running, ready": its state, and the conditions that were waited for. */
+static char *what_holds(const struct args *args, const json_t *vm)
+{
+    struct buf text = BUF_INIT(TEXT_MAX);
+    const char *condition;
+    size_t at = 0;
+
+    buf_str(&text, json_text(vm, "state"));
+    while ((condition = args_next(args, "for", &at)) != NULL)
+        if (!is_state(condition) && strncmp(condition, "state:", 6) != 0)
+            buf_printf(&text, ", %s", condition);
+    if (!args_has(args, "for"))
+        buf_str(&text, ", ready");
+    return x_take(&text);
+}
+
 static void report(const struct cli *cli, const struct args *args, const json_t *answer)
 {
     const json_t *vm = json_object_get(answer, "vm");
 
-    if (cli->format == FORMAT_JSON)
+    if (cli->format == FORMAT_JSON) {
         out_json(answer);
-    else if (cli->format == FORMAT_NAME)
+    } else if (cli->format == FORMAT_NAME) {
         out_line("%s", json_text(vm, "name"));
-    else
-        out_line("%s is %s", args->words[0], json_text(vm, "state"));
+    } else {
+        CLEANUP_FREE char *text = what_holds(args, vm);
+        out_line("%s is %s", args->words[0], text);
+    }
 }
 
 /* Waits once for at most `left_s`. Returns whether it is over, *ret_exit being the exit code. */

@@ -234,7 +234,7 @@ def test_wait_command_goes_on_after_a_restart(peer):
 
     peer.on("GET", "/v1/vms/web/wait.*", wait)
     run = peer.vmctl("wait", "web", "--for", "running", "--for", "agent", "--timeout", "9")
-    assert (run.returncode, run.stdout) == (0, "web is running\n")
+    assert (run.returncode, run.stdout) == (0, "web is running, agent\n")
     assert count[0] == "/v1/vms/web/wait?timeout=9&for=state:running&for=agent" and len(count) == 2
 
 
