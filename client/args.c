@@ -176,6 +176,12 @@ static int parse_word(struct args *args, const char *word)
     return EXIT_DONE;
 }
 
+/* `exec web ls -l`: the option is the guest's. */
+static bool command_begins(const struct args *args)
+{
+    return args->command != NULL && args->command->names > 0 && args->word_count > args->command->names;
+}
+
 int args_parse(struct args *args, int argc, char **argv)
 {
     bool options_ended = false;
@@ -183,14 +189,18 @@ int args_parse(struct args *args, int argc, char **argv)
 
     *args = (struct args){0};
     for (int i = 1; i < argc && result == EXIT_DONE; i++) {
-        if (options_ended || argv[i][0] != '-' || argv[i][1] == '\0')
+        if (options_ended || argv[i][0] != '-' || argv[i][1] == '\0') {
             result = parse_word(args, argv[i]);
-        else if (strcmp(argv[i], "--") == 0)
+            if (!options_ended)
+                args->words_before_dashes = args->word_count;
+            options_ended = options_ended || command_begins(args);
+        } else if (strcmp(argv[i], "--") == 0) {
             options_ended = true;
-        else if (argv[i][1] == '-')
+        } else if (argv[i][1] == '-') {
             result = parse_long(args, argc, argv, &i);
-        else
+        } else {
             result = parse_letters(args, argc, argv, &i);
+        }
     }
     if (result != EXIT_DONE || args->command == NULL || args_has(args, "help"))
         return result;

@@ -46,6 +46,8 @@ struct command {
     size_t max_words;
     const struct option_def *options; /* NULL for none */
     int (*run)(struct cli *cli, const struct args *args);
+    size_t
+        names; /* so many words are its own, what follows is a command of the guest's, with its options; 0: all are */
 };
 
 #define WORDS_MAX 1024
@@ -56,6 +58,7 @@ struct args {
     const struct command *command;
     const char *words[WORDS_MAX];
     size_t word_count;
+    size_t words_before_dashes; /* as word_count without "--" */
     struct {
         const struct option_def *def;
         const char *value; /* "" for a flag */

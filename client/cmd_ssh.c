@@ -92,11 +92,13 @@ static void add_key(char **argv, size_t *count, const struct access *a, const ch
         add(argv, count, x_strdup("-oIdentitiesOnly=yes"));
 }
 
-/* One text for the guest's shell, each word quoted. */
+/* One text for the guest's shell: a single word is one already, of several each is quoted. */
 static char *command_text(const struct ssh_call *call)
 {
     struct buf text = BUF_INIT(TEXT_MAX);
 
+    if (call->command_count == 1 && !call->tty)
+        return x_strdup(call->command[0]);
     for (size_t i = 0; i < call->command_count; i++) {
         if (i > 0)
             buf_char(&text, ' ');
@@ -215,15 +217,36 @@ int cmd_cp(struct cli *cli, const struct args *args)
     return become(argv, count);
 }
 
+/* The name of the one VM that runs; NULL after it was said that there is none, or more than one. */
+static char *only_vm(struct cli *cli, const struct args *args, int *ret_exit)
+{
+    CLEANUP_JSON json_t *page = api_get(cli, "/v1/vms?state=running&limit=2", ret_exit);
+    const json_t *items = json_object_get(page, "items");
+
+    if (page == NULL) {
+        *ret_exit = EXIT_VMCTL;
+        return NULL;
+    }
+    if (json_array_size(items) == 1)
+        return x_strdup(json_text(json_array_get(items, 0), "name"));
+    usage_error(args->command,
+                json_array_size(items) == 0 ? "no VM is running" : "more than one VM is running: name one");
+    *ret_exit = EXIT_VMCTL;
+    return NULL;
+}
+
 int cmd_ssh(struct cli *cli, const struct args *args)
 {
-    struct ssh_call call = {.name = args->words[0],
+    bool named = args->words_before_dashes > 0;
+    int code = EXIT_VMCTL;
+    CLEANUP_FREE char *only = named ? NULL : only_vm(cli, args, &code);
+    struct ssh_call call = {.name = named ? args->words[0] : only,
                             .user = args_value(args, "user"),
                             .key = args_value(args, "key"),
-                            .command = args->words + 1,
-                            .command_count = args->word_count - 1};
+                            .command = args->words + named,
+                            .command_count = args->word_count - named};
 
-    return ssh_run(cli, &call);
+    return call.name != NULL ? ssh_run(cli, &call) : code;
 }
 
 int cmd_ssh_config(struct cli *cli, const struct args *args)

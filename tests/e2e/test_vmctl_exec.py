@@ -31,6 +31,12 @@ def test_bytes_go_both_ways(daemon):
     assert done.returncode == 0 and done.stdout == data
 
 
+def test_options_behind_the_command_are_the_commands(daemon):
+    done = daemon.vmctl("exec", "web", "ls", "-d", "/etc")
+    assert (done.returncode, done.stdout) == (0, "/etc\n"), done.stderr
+    assert daemon.vmctl("ssh", "web", "ls", "-d", "/etc").stdout == "/etc\n"
+
+
 def test_125_is_vmctl_itself(daemon):
     assert daemon.vmctl("exec", "nobody", "--", "true").returncode == 125
     assert daemon.vmctl("exec", "web").returncode == 125
@@ -58,7 +64,10 @@ def test_ctrl_c_kills_the_command(daemon):
 def test_ssh_logs_in_with_the_pinned_key_and_keeps_the_exit_code(daemon):
     done = daemon.vmctl("ssh", "web", "--", "sh", "-c", "echo $0 'a  b'; exit 9")
     assert (done.returncode, done.stdout, done.stderr) == (9, "sh a  b\n", "")
+    done = daemon.vmctl("ssh", "web", "--", "id -un; exit 5")
+    assert (done.returncode, done.stdout) == (5, "vm\n")
     assert daemon.vmctl("ssh", "nobody").returncode == 125
+    assert daemon.vmctl("ssh", "--", "hostname").stdout == "web\n"  # the only one
     done = daemon.vmctl("ssh", "--user", "root", "web", "--", "id", "-un")
     assert done.stdout == "root\n"
 
