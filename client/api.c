@@ -94,26 +94,33 @@ static size_t on_upload(char *bytes, size_t one, size_t size, void *arg)
     return (size_t)n;
 }
 
-static size_t on_header(char *line, size_t one, size_t size, void *arg)
+/* The value of the header `name` (with its colon) in `value`; false: it is another, or too long. */
+static bool header_value(const char *line, size_t size, const char *name, char *value, size_t value_size)
 {
-    static const char name[] = "X-Next-Offset:";
-    struct transfer *t = arg;
-    char value[32];
-    size_t begin = sizeof(name) - 1, end = size;
+    size_t begin = strlen(name), end = size;
 
-    (void)one;
     if (size <= begin || strncasecmp(line, name, begin) != 0)
-        return size;
+        return false;
     while (begin < end && (line[begin] == ' ' || line[begin] == '\t'))
         begin++;
     while (end > begin && (line[end - 1] == '\r' || line[end - 1] == '\n' || line[end - 1] == ' '))
         end--;
-    if (end - begin < sizeof(value)) {
-        memcpy(value, line + begin, end - begin);
-        value[end - begin] = '\0';
-        if (!parse_integer(value, &t->res->next_offset))
-            t->res->next_offset = -1;
-    }
+    if (end - begin >= value_size)
+        return false;
+    memcpy(value, line + begin, end - begin);
+    value[end - begin] = '\0';
+    return true;
+}
+
+static size_t on_header(char *line, size_t one, size_t size, void *arg)
+{
+    struct transfer *t = arg;
+    char value[32];
+
+    (void)one;
+    if (header_value(line, size, "X-Next-Offset:", value, sizeof(value)) && !parse_integer(value, &t->res->next_offset))
+        t->res->next_offset = -1;
+    header_value(line, size, "X-File-Mode:", t->res->file_mode, sizeof(t->res->file_mode));
     return size;
 }
 
@@ -140,6 +147,8 @@ static struct curl_slist *request_headers(const struct api *api, const struct ap
                       req->upload_fd != NULL ? "100-continue" : "");
     if (req->upload_fd != NULL)
         list = add_header(list, "Content-Type: %s", "application/octet-stream");
+    if (req->file_mode != NULL)
+        list = add_header(list, "X-File-Mode: %s", req->file_mode);
     if (req->body != NULL)
         list = add_header(list, "Content-Type: %s", "application/json");
     if (req->idempotency_key != NULL)

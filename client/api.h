@@ -28,6 +28,7 @@ struct api_request {
     bool stream;             /* an answer without end: no timeout */
     int heartbeat_s;         /* a stream that is silent so long is lost; 0: never */
     long long last_event_id; /* Last-Event-ID, when > 0 */
+    const char *file_mode;   /* X-File-Mode; NULL: none */
     const int *upload_fd;    /* the body is what this gives, to its end */
     int64_t upload_size;     /* bytes of it, -1: not known */
     void (*sent)(void *arg, long long done, long long total); /* how much of it was sent; may be NULL */
@@ -41,6 +42,7 @@ struct api_response {
     json_t *json; /* the body, if it is JSON */
     struct buf body;
     long long next_offset; /* X-Next-Offset, -1 when there was none */
+    char file_mode[8];     /* X-File-Mode, "" when there was none */
 };
 
 /* The connection to the daemon of `cli`, which must outlive it; nothing is sent yet. Never NULL. */

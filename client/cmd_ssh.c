@@ -1,4 +1,4 @@
-/* cmd_ssh.c - ssh, cp and ssh-config: the system's ssh and scp with the VM's key, and with the host key that vmmd pinned.
+/* cmd_ssh.c - ssh and ssh-config: the system's ssh with the VM's key, and with the host key that vmmd pinned.
  *
  * The key is known under the VM's id, whatever its address. Where vmmd has not met the guest (it has no key for it), ssh pins it
  * itself, in a file of the user's own. */
@@ -16,14 +16,7 @@
 #include "ssh.h"
 #include "util.h"
 
-enum { ARGV_MAX = 64 };
-
-struct access {
-    json_t *vm, *ssh;
-    char *own_hosts; /* our own known_hosts; NULL: vmmd's */
-};
-
-static void access_done(struct access *a)
+void access_done(struct access *a)
 {
     json_decref(a->vm);
     json_decref(a->ssh);
@@ -46,26 +39,37 @@ static char *own_hosts(void)
     return x_printf("%s/known_hosts", dir);
 }
 
-/* False after the problem was shown. */
-static bool access_get(struct cli *cli, const char *name, struct access *a)
+bool access_get(const struct cli *cli, const char *name, struct access *a, int *ret_exit)
 {
     CLEANUP_FREE char *vm_path = api_vm_path(name, ""), *ssh_path = api_vm_path(name, "/ssh");
-    int code = EXIT_VMCTL;
 
     *a = (struct access){0};
-    a->vm = api_get(cli, vm_path, &code);
-    a->ssh = a->vm != NULL ? api_get(cli, ssh_path, &code) : NULL;
+    a->vm = api_get(cli, vm_path, ret_exit);
+    a->ssh = a->vm != NULL ? api_get(cli, ssh_path, ret_exit) : NULL;
     if (a->ssh == NULL)
         return false;
-    if (json_text(a->ssh, "host")[0] == '\0') {
-        json_t *problem = problem_new(ERR_GUEST_UNAVAILABLE, "VM %s has no address that is known", name);
-        problem_show(cli, problem, NULL);
-        json_decref(problem);
-        return false;
-    }
     if (json_text(a->ssh, "known_hosts")[0] == '\0' || access(json_text(a->ssh, "known_hosts"), R_OK) != 0)
         a->own_hosts = own_hosts();
     return true;
+}
+
+bool access_has_address(const struct access *a)
+{
+    return json_text(a->ssh, "host")[0] != '\0';
+}
+
+/* False after the problem was shown. */
+static bool access_get_ssh(const struct cli *cli, const char *name, struct access *a)
+{
+    int code = EXIT_VMCTL;
+
+    if (!access_get(cli, name, a, &code))
+        return false;
+    if (access_has_address(a))
+        return true;
+    CLEANUP_JSON json_t *problem = problem_new(ERR_GUEST_UNAVAILABLE, "VM %s has no address that is known", name);
+    problem_show(cli, problem, NULL);
+    return false;
 }
 
 static const char *hosts_file(const struct access *a)
@@ -73,7 +77,7 @@ static const char *hosts_file(const struct access *a)
     return a->own_hosts != NULL ? a->own_hosts : json_text(a->ssh, "known_hosts");
 }
 
-static void add(char **argv, size_t *count, char *text)
+void argv_add(char **argv, size_t *count, char *text)
 {
     argv[(*count)++] = text;
 }
@@ -86,10 +90,10 @@ static void add_key(char **argv, size_t *count, const struct access *a, const ch
         return;
     if (key == NULL && access(path, R_OK) != 0)
         note("the VM's key %s cannot be read: %s; ssh tries your own keys", path, strerror(errno));
-    add(argv, count, x_strdup("-i"));
-    add(argv, count, x_strdup(path));
+    argv_add(argv, count, x_strdup("-i"));
+    argv_add(argv, count, x_strdup(path));
     if (key != NULL || access(path, R_OK) == 0)
-        add(argv, count, x_strdup("-oIdentitiesOnly=yes"));
+        argv_add(argv, count, x_strdup("-oIdentitiesOnly=yes"));
 }
 
 /* One text for the guest's shell: a single word is one already, of several each is quoted. */
@@ -107,20 +111,18 @@ static char *command_text(const struct ssh_call *call)
     return x_take(&text);
 }
 
-/* Ssh's and scp's options: the key, where, and which host key is right. */
-static void add_access(char **argv, size_t *count, const struct access *a, const char *key)
+void access_add(char **argv, size_t *count, const struct access *a, const char *key)
 {
     add_key(argv, count, a, key);
-    add(argv, count, x_printf("-oPort=%lld", json_number(a->ssh, "port", 22)));
-    add(argv, count, x_printf("-oHostKeyAlias=%s", json_text(a->vm, "id")));
-    add(argv, count, x_printf("-oUserKnownHostsFile=\"%s\"", hosts_file(a)));
-    add(argv, count, x_printf("-oStrictHostKeyChecking=%s", a->own_hosts != NULL ? "accept-new" : "yes"));
-    add(argv, count, x_strdup("-oGlobalKnownHostsFile=/dev/null"));
-    add(argv, count, x_strdup("-oLogLevel=ERROR"));
+    argv_add(argv, count, x_printf("-oPort=%lld", json_number(a->ssh, "port", 22)));
+    argv_add(argv, count, x_printf("-oHostKeyAlias=%s", json_text(a->vm, "id")));
+    argv_add(argv, count, x_printf("-oUserKnownHostsFile=\"%s\"", hosts_file(a)));
+    argv_add(argv, count, x_printf("-oStrictHostKeyChecking=%s", a->own_hosts != NULL ? "accept-new" : "yes"));
+    argv_add(argv, count, x_strdup("-oGlobalKnownHostsFile=/dev/null"));
+    argv_add(argv, count, x_strdup("-oLogLevel=ERROR"));
 }
 
-/* Becomes the program; what comes back is a failure. */
-static int become(char **argv, size_t count)
+int become(char **argv, size_t count)
 {
     out_flush();
     signal(SIGPIPE, SIG_DFL); /* what is ignored stays so in the next program */
@@ -134,85 +136,23 @@ static int become(char **argv, size_t count)
 int ssh_run(struct cli *cli, const struct ssh_call *call)
 {
     struct access a;
-    char *argv[ARGV_MAX] = {NULL};
+    char *argv[SSH_ARGV_MAX] = {NULL};
     size_t count = 0;
 
-    if (!access_get(cli, call->name, &a)) {
+    if (!access_get_ssh(cli, call->name, &a)) {
         access_done(&a);
         return EXIT_VMCTL;
     }
-    add(argv, &count, x_strdup("ssh"));
+    argv_add(argv, &count, x_strdup("ssh"));
     if (call->tty)
-        add(argv, &count, x_strdup("-t"));
-    add_access(argv, &count, &a, call->key);
-    add(argv, &count, x_strdup("-l"));
-    add(argv, &count, x_strdup(call->user != NULL ? call->user : json_text(a.ssh, "user")));
-    add(argv, &count, x_strdup("--"));
-    add(argv, &count, x_strdup(json_text(a.ssh, "host")));
+        argv_add(argv, &count, x_strdup("-t"));
+    access_add(argv, &count, &a, call->key);
+    argv_add(argv, &count, x_strdup("-l"));
+    argv_add(argv, &count, x_strdup(call->user != NULL ? call->user : json_text(a.ssh, "user")));
+    argv_add(argv, &count, x_strdup("--"));
+    argv_add(argv, &count, x_strdup(json_text(a.ssh, "host")));
     if (call->command_count > 0)
-        add(argv, &count, command_text(call));
-    access_done(&a);
-    return become(argv, count);
-}
-
-/* "NAME:PATH": the length of NAME; 0: a file of this host. */
-static size_t remote_name(const char *word)
-{
-    size_t len = strcspn(word, ":/");
-
-    return word[len] == ':' ? len : 0;
-}
-
-/* The one VM that the words name; NULL after a usage line. */
-static char *named_vm(const struct args *args)
-{
-    char *name = NULL;
-
-    for (size_t i = 0; i < args->word_count; i++) {
-        size_t len = remote_name(args->words[i]);
-
-        if (len == 0)
-            continue;
-        if (name != NULL && (strlen(name) != len || strncmp(name, args->words[i], len) != 0)) {
-            usage_error(args->command, "one VM at a time: %s and %s", name, args->words[i]);
-            mem_free(name);
-            return NULL;
-        }
-        if (name == NULL)
-            name = x_printf("%.*s", (int)len, args->words[i]);
-    }
-    if (name == NULL)
-        usage_error(args->command, "no word is NAME:PATH, a file of a guest");
-    return name;
-}
-
-int cmd_cp(struct cli *cli, const struct args *args)
-{
-    CLEANUP_FREE char *name = named_vm(args);
-    struct access a;
-    char *argv[ARGV_MAX + WORDS_MAX] = {NULL};
-    size_t count = 0;
-
-    if (name == NULL)
-        return EXIT_USAGE;
-    if (!access_get(cli, name, &a)) {
-        access_done(&a);
-        return EXIT_FAILED;
-    }
-    add(argv, &count, x_strdup("scp"));
-    add(argv, &count, x_strdup(isatty(STDERR_FILENO) ? "-p" : "-pq"));
-    if (args_has(args, "recursive"))
-        add(argv, &count, x_strdup("-r"));
-    add_access(argv, &count, &a, args_value(args, "key"));
-    add(argv, &count, x_strdup("--"));
-    for (size_t i = 0; i < args->word_count; i++) {
-        const char *word = args->words[i];
-        size_t len = remote_name(word);
-
-        add(argv, &count,
-            len == 0 ? x_strdup(word)
-                     : x_printf("%s@%s:%s", json_text(a.ssh, "user"), json_text(a.ssh, "host"), word + len + 1));
-    }
+        argv_add(argv, &count, command_text(call));
     access_done(&a);
     return become(argv, count);
 }
@@ -254,7 +194,7 @@ int cmd_ssh_config(struct cli *cli, const struct args *args)
     for (size_t i = 0; i < args->word_count; i++) {
         struct access a;
 
-        if (!access_get(cli, args->words[i], &a)) {
+        if (!access_get_ssh(cli, args->words[i], &a)) {
             access_done(&a);
             return EXIT_FAILED;
         }

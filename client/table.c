@@ -169,7 +169,7 @@ const struct command commands[] = {
      exec_options, cmd_exec, 1},
     {"ssh", "[NAME] [-- COMMAND…]", "log in to a guest by the system's ssh", WORD_VM, 0, WORDS_MAX, ssh_options,
      cmd_ssh, 1},
-    {"cp", "SOURCE… TARGET", "copy files to or from a guest (NAME:PATH), by the system's scp", WORD_NONE, 2, WORDS_MAX,
+    {"cp", "SOURCE… TARGET", "copy files to or from a guest, whose files are NAME:PATH", WORD_NONE, 2, WORDS_MAX,
      cp_options, cmd_cp},
     {"ssh-config", "NAME…", "write what ~/.ssh/config needs to know of VMs", WORD_VM, 1, WORDS_MAX, NULL,
      cmd_ssh_config},

@@ -110,4 +110,4 @@ def test_cp_both_ways_and_recursive(daemon):
     assert subprocess.run(["diff", "-r", top, back], check=False).returncode == 0
     assert daemon.vmctl("cp", "web:/nope", back).returncode != 0
     assert daemon.vmctl("cp", top, back).returncode == 2
-    assert daemon.vmctl("cp", "nobody:/x", back).returncode == 1
+    assert daemon.vmctl("cp", "nobody:/x", back).returncode == 3
