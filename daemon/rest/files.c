@@ -221,11 +221,20 @@ static void list_ended(void *arg, const json_t *stat, struct error *err)
 
 static void stat_ended(void *arg, const json_t *stat, struct error *err)
 {
+    static const struct http_stream_events none = {0};
     struct transfer *t = arg;
 
-    if (!error_is_set(err))
-        add_stat(t->req, stat);
-    answer(t, err, "");
+    if (error_is_set(err)) {
+        answer(t, err, NULL);
+        return;
+    }
+    /* As GET's, whose length nobody knows before its end. */
+    http_on_gone(t->req, NULL, NULL);
+    add_stat(t->req, stat);
+    struct http_stream *s = http_stream_start(t->req, 200, "application/octet-stream", LIVE_HIGH, &none, NULL);
+    if (s != NULL)
+        http_stream_end(s);
+    transfer_free(t);
 }
 
 static void small_ended(void *arg, const json_t *stat, struct error *err)

@@ -34,6 +34,8 @@ def test_bytes_and_mode_are_kept(api):
     got = api.get(FILES, query={"path": "/tmp/blob"})
     assert got.status == 200 and got.body == data and got.headers["X-File-Mode"] == "0751"
     head = api.head(FILES, query={"path": "/tmp/blob"})
+    assert {k: head.headers.get(k) for k in ("Content-Type", "Content-Length")} == {
+        k: got.headers.get(k) for k in ("Content-Type", "Content-Length")}
     assert head.status == 200 and head.headers["X-File-Size"] == str(len(data)) and head.headers["X-File-Type"] == "file"
     assert run(api, {"script": "stat -c '%a %U' /tmp/blob"})["stdout"] == "751 vm\n"
 
