@@ -49,9 +49,16 @@ static bool wants_addresses(const struct backend_vm *bvm)
     return bvm->vm->spec.network.type == VM_NETWORK_USER || bvm->vm->spec.network.type == VM_NETWORK_TAP;
 }
 
+/* Also while the guest itself, which can be asked, has none yet: what the host has heard may be an offer. */
+static bool lacks_address(const struct observer *o)
+{
+    return wants_addresses(o->bvm) &&
+           (o->n_told == 0 || (o->n_claims == 0 && o->bvm->agent && agent_is_up(o->bvm->agent)));
+}
+
 static void arm(struct observer *o)
 {
-    bool missing = (wants_addresses(o->bvm) && o->n_told == 0) || !seed_watch_over(&o->seed);
+    bool missing = lacks_address(o) || !seed_watch_over(&o->seed);
     bool eager = missing && loop_now_ms(o->bvm->be->loop) - o->began_at < EAGER_FOR_MS;
     int64_t most = eager ? EAGER_MS : CALM_MS;
 
