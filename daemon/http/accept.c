@@ -2,7 +2,8 @@
  *
  * Happy path: accepted by us, within the limits handed to libmicrohttpd.  Near a limit (connections, open files) the new one takes
  * the place of one that does nothing: idle longest, else the slowest with its headers or body, else one that does not read its
- * answer.  Where there is none, it is answered 503 at once and closed.
+ * answer.  A long body (body.c) is slow only when its bytes have stopped: one that goes on is the last to go, for the Unix socket alone.
+ * Where there is none, it is answered 503 at once and closed.
  * The network has seven eighths of the connections and stops first when files get short; for the Unix socket a dripping client of
  * the network is ended rather than a request refused.  Without any file left, the one kept aside tells a client so, and
  * accepting pauses: there is no spinning. */
@@ -30,6 +31,8 @@ static int rank(const struct http_conn *c, bool for_unix, int64_t now)
         return -1;
     if (c->state == CONN_IDLE && !c->fresh)
         return 0;
+    if (c->body_events != NULL && now - c->since < STUCK_MS)
+        return for_unix && !of_unix ? 4 : -1;
     if (!for_unix && (of_unix || now - c->since < MOMENT_MS))
         return -1;
     if (c->state == CONN_IDLE || c->state == CONN_HEADERS || c->state == CONN_BODY)

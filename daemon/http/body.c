@@ -10,9 +10,11 @@
 
 enum { SILENCE_MS = 60000, REFUSED_MS = 1000 };
 
+/* Its bytes come: it is as if its state had begun just now. */
 static void await_client(struct http_conn *conn)
 {
-    conn->deadline = loop_now_ms(conn_server(conn)->loop) + SILENCE_MS;
+    conn->since = loop_now_ms(conn_server(conn)->loop);
+    conn->deadline = conn->since + SILENCE_MS;
 }
 
 enum MHD_Result http_body_begin(struct http_conn *conn)

@@ -75,7 +75,7 @@ struct http_conn {
     bool fresh;       /* no request yet: the deadline runs from the connection's begin */
     bool allowed;     /* the peer of a Unix socket may talk to us */
     bool suspended;
-    int64_t since; /* when its state began */
+    int64_t since; /* when its state began; of a body taken as it comes: when the last of it came */
     bool parked;   /* counted in the server's parked */
     bool waits;    /* counted in the server's waits */
     bool evicted;  /* on its way out, and counted no more */

@@ -167,6 +167,48 @@ def test_slow_clients_of_the_network_make_way_for_quick_ones(both):
         assert limit_used(api, "connections") <= 80
 
 
+def upload(tcp, name, length):
+    sock = tcp.connect(5 * SLOW)
+    sock.sendall(b"PUT /v1/images/%s?format=raw HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (name, length) + bytes(512))
+    return sock
+
+
+def is_open(sock):
+    sock.settimeout(0)
+    try:
+        return sock.recv(1) != b""
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def test_upload_that_goes_on_stays_and_one_that_stalls_makes_way(both):
+    _, api, tcp = both("max_connections = 16\n")
+    make_vm(api)
+    length = 512 * 10000
+    steady, stalled = upload(tcp, b"steady", length), upload(tcp, b"stalled", length)  # the steady one is the older one
+    left = length - 512
+    with Crowd(tcp, WAIT, 12):
+        eventually(lambda: limit_used(api, "waits"), lambda n: n == 12, 10)
+        begin, ok = time.monotonic(), 0
+        while ok < 3 and time.monotonic() - begin < 20 * SLOW:
+            steady.sendall(bytes(512))
+            left -= 512
+            time.sleep(0.1)  # its pace
+            with Crowd(tcp, HEALTH, 1) as new:
+                ok += (new.answers(0.2)[0] or b"").startswith(b"HTTP/1.1 200 ")
+            assert is_open(steady), "an upload that goes on was ended"
+        assert ok == 3 and not is_open(stalled), "nothing made way"
+        with Crowd(tcp, WAIT, 1), Crowd(tcp, HEALTH, 1) as none:
+            assert (none.answers(5)[0] or b"").startswith(b"HTTP/1.1 503 ") and is_open(steady)
+    steady.sendall(bytes(left))
+    steady.settimeout(20 * SLOW)
+    assert steady.recv(4096).startswith(b"HTTP/1.1 202 ")
+    steady.close()
+    stalled.close()
+
+
 def test_waits_and_streams_name_their_limit(both):
     _, api, tcp = both("max_waits = 8\nmax_streams = 8\n")
     make_vm(api)
