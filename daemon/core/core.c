@@ -1,15 +1,12 @@
 /* core.c - the core's life: made, pruned, shut down.  The requests that change VMs are in request.c and patch.c. */
 #include "core/core.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
-#include "base/log.h"
 #include "base/mem.h"
 #include "core/internal.h"
 #include "core/ops/ops.h"
-#include "model/fields.h"
 
 enum { PRUNE_EVERY_MS = 600000 };
 

@@ -11,27 +11,16 @@ void rest_images_list(struct http_request *req, void *arg)
 {
     struct rest *rest = arg;
     CLEANUP_ERROR struct error err = ERROR_INIT;
-    CLEANUP_BUF struct buf out = BUF_INIT(64 << 20);
-    CLEANUP_FREE char *after = NULL, *last = NULL, *cursor = NULL;
-    int64_t limit = 100;
+    CLEANUP_FREE char *last = NULL;
+    struct rest_page page;
 
-    if (rest_query_int(req, "limit", 1, 1000, &limit, &err) < 0 || rest_cursor_parse(req, &after, &err) < 0)
-        goto refuse;
-    buf_str(&out, "{\"items\":[");
-    if (core_image_list(rest->core, http_query(req, "name"), after, (unsigned)limit, &out, &last, &err) < 0)
-        goto refuse;
-    if (last != NULL)
-        cursor = rest_cursor_make(last);
-    buf_printf(&out, "],\"next_cursor\":%s%s%s,\"as_of_event\":%lld}", cursor != NULL ? "\"" : "",
-               cursor != NULL ? cursor : "null", cursor != NULL ? "\"" : "", (long long)core_event_newest(rest->core));
-    if (out.failed) {
-        error_set(&err, ERR_DAEMON_OVERLOADED, "the page is too large; ask for a smaller limit");
-        goto refuse;
+    if (rest_page_begin(req, rest, &page, &err) < 0) {
+        http_reply_error(req, &err);
+        return;
     }
-    http_reply(req, 200, "application/json", out.data, out.len);
-    return;
-refuse:
-    http_reply_error(req, &err);
+    core_image_list(rest->core, http_query(req, "name"), page.from, page.limit, &page.items, &last, &err);
+    rest_page_end(req, &page, last, &err);
+    rest_page_done(&page);
 }
 
 void rest_image_get(struct http_request *req, void *arg)
@@ -49,33 +38,6 @@ void rest_image_get(struct http_request *req, void *arg)
     http_reply(req, 200, "application/json", out.data, out.len);
 }
 
-/* A change by POST or DELETE: parsed, one call of core, answered by its operation. */
-typedef int change_fn(struct core *core, const struct core_request *req, const char *name, const json_t *body,
-                      struct operation **ret, struct error *err);
-
-static void change(struct http_request *req, struct rest *rest, change_fn *fn)
-{
-    CLEANUP_ERROR struct error err = ERROR_INIT;
-    char fingerprint[REST_FINGERPRINT_MAX];
-    struct core_request creq;
-    struct core_peer peer;
-    struct operation *op;
-    json_t *body = req->method == HTTP_DELETE ? json_object() : rest_body(req, &err);
-
-    if (body == NULL || rest_core_request(req, body, &creq, &peer, fingerprint, &err) < 0)
-        goto refuse;
-    int replay = rest_answer_replay(rest, req, &creq, &err);
-    if (replay < 0 || (replay == 0 && fn(rest->core, &creq, req->params[0], body, &op, &err) < 0))
-        goto refuse;
-    if (replay == 0)
-        rest_answer_operation(rest, req, op, false, 0);
-    json_decref(body);
-    return;
-refuse:
-    json_decref(body);
-    http_reply_error(req, &err);
-}
-
 static int pull(struct core *core, const struct core_request *req, const char *name, const json_t *body,
                 struct operation **ret, struct error *err)
 {
@@ -85,7 +47,7 @@ static int pull(struct core *core, const struct core_request *req, const char *n
 
 void rest_image_pull(struct http_request *req, void *arg)
 {
-    change(req, arg, pull);
+    rest_change(req, arg, pull);
 }
 
 static int delete_image(struct core *core, const struct core_request *req, const char *name, const json_t *body,
@@ -97,12 +59,12 @@ static int delete_image(struct core *core, const struct core_request *req, const
 
 void rest_image_delete(struct http_request *req, void *arg)
 {
-    change(req, arg, delete_image);
+    rest_change(req, arg, delete_image);
 }
 
 void rest_image_convert(struct http_request *req, void *arg)
 {
-    change(req, arg, core_image_convert);
+    rest_change(req, arg, core_image_convert);
 }
 
 /* --- prune --- */

@@ -297,15 +297,14 @@ struct listing {
     struct rest *rest;
     struct http_request *req;
     struct store_read *read;
-    struct buf items;
-    unsigned n, limit;
-    int64_t as_of;
+    struct rest_page page;
+    unsigned n;
     char last[UUID_TEXT_MAX];
 };
 
 static void listing_free(struct listing *l)
 {
-    buf_done(&l->items);
+    rest_page_done(&l->page);
     mem_free(l);
 }
 
@@ -323,29 +322,21 @@ static void listing_row(void *arg, const struct store_operation_row *row)
     struct listing *l = arg;
 
     l->n++;
-    if (l->n > l->limit)
+    if (l->n > l->page.limit)
         return; /* there is a next page */
     struct operation *op = core_operation_find(l->rest->core, row->id);
     if (l->n > 1)
-        buf_char(&l->items, ',');
-    buf_str(&l->items, op != NULL ? operation_doc(op) : row->doc);
+        buf_char(&l->page.items, ',');
+    buf_str(&l->page.items, op != NULL ? operation_doc(op) : row->doc);
     snprintf(l->last, sizeof(l->last), "%s", row->id);
 }
 
 static void listing_done(void *arg, struct error *err)
 {
     struct listing *l = arg;
-    CLEANUP_FREE char *cursor = l->n > l->limit ? rest_cursor_make(l->last) : NULL;
 
     http_on_gone(l->req, NULL, NULL);
-    buf_printf(&l->items, "],\"next_cursor\":%s%s%s,\"as_of_event\":%lld}", cursor != NULL ? "\"" : "",
-               cursor != NULL ? cursor : "null", cursor != NULL ? "\"" : "", (long long)l->as_of);
-    if (!error_is_set(err) && l->items.failed)
-        error_set(err, ERR_DAEMON_OVERLOADED, "the page is too large; ask for a smaller limit");
-    if (error_is_set(err))
-        http_reply_error(l->req, err);
-    else
-        http_reply(l->req, 200, "application/json", l->items.data, l->items.len);
+    rest_page_end(l->req, &l->page, l->n > l->page.limit ? l->last : NULL, err);
     listing_free(l);
 }
 
@@ -367,27 +358,21 @@ void rest_operations_list(struct http_request *req, void *arg)
 {
     struct rest *rest = arg;
     CLEANUP_ERROR struct error err = ERROR_INIT;
-    CLEANUP_FREE char *before = NULL;
     const char *state = http_query(req, "state");
-    int64_t limit = 100;
+    struct rest_page page;
 
-    if (rest_query_int(req, "limit", 1, 1000, &limit, &err) < 0 || rest_cursor_parse(req, &before, &err) < 0 ||
-        check_state(state, &err) < 0) {
+    if (check_state(state, &err) < 0 || rest_page_begin(req, rest, &page, &err) < 0) {
         http_reply_error(req, &err);
         return;
     }
     struct listing *l = mem_zalloc(sizeof(*l));
     if (l != NULL) {
-        *l = (struct listing){.rest = rest,
-                              .req = req,
-                              .items = BUF_INIT(64 << 20),
-                              .limit = (unsigned)limit,
-                              .as_of = core_event_newest(rest->core)};
-        buf_str(&l->items, "{\"items\":[");
-        l->read = store_read_operations(core_store(rest->core), before, state, NULL, l->limit + 1, listing_row,
+        *l = (struct listing){.rest = rest, .req = req, .page = page};
+        l->read = store_read_operations(core_store(rest->core), page.from, state, NULL, page.limit + 1, listing_row,
                                         listing_done, l);
     }
     if (l == NULL || l->read == NULL) {
+        rest_page_done(l != NULL ? &l->page : &page);
         mem_free(l);
         error_set(&err, ERR_DAEMON_OVERLOADED, "out of memory");
         http_reply_error(req, &err);

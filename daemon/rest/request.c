@@ -103,41 +103,27 @@ int rest_core_request(struct http_request *req, const json_t *body, struct core_
     return 0;
 }
 
-char *rest_cursor_make(const char *text)
+void rest_change(struct http_request *req, struct rest *rest, rest_change_fn *fn)
 {
-    size_t len = strlen(text);
-    char *hex = mem_alloc(2 * len + 1);
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    char fingerprint[REST_FINGERPRINT_MAX];
+    struct core_request creq;
+    struct core_peer peer;
+    struct operation *op;
+    json_t *body = req->method == HTTP_DELETE ? json_object() : rest_body(req, &err);
 
-    if (hex != NULL)
-        str_hex(text, len, hex);
-    return hex;
-}
-
-static int hex_digit(char c)
-{
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
-int rest_cursor_parse(struct http_request *req, char **ret, struct error *err)
-{
-    const char *hex = http_query(req, "cursor");
-    size_t len = hex != NULL ? strlen(hex) : 0;
-
-    *ret = mem_alloc(len / 2 + 1);
-    if (*ret == NULL)
-        return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
-    bool good = hex == NULL || (len > 0 && len % 2 == 0 && len <= 512);
-    for (size_t i = 0; good && i < len / 2; i++) {
-        int high = hex_digit(hex[2 * i]), low = hex_digit(hex[2 * i + 1]);
-        good = high >= 0 && low >= 0 && (high > 0 || low > 0);
-        (*ret)[i] = (char)(high * 16 + low);
-    }
-    (*ret)[good ? len / 2 : 0] = '\0';
-    if (good && strspn(*ret, "abcdefghijklmnopqrstuvwxyz0123456789-._") == strlen(*ret))
-        return 0;
-    mem_free(*ret);
-    *ret = NULL;
-    return field_pointer_error(err, "/cursor", "the next_cursor of a page", "the query's cursor is none of ours");
+    if (body == NULL || rest_core_request(req, body, &creq, &peer, fingerprint, &err) < 0)
+        goto refuse;
+    int replay = rest_answer_replay(rest, req, &creq, &err);
+    if (replay < 0 || (replay == 0 && fn(rest->core, &creq, req->params[0], body, &op, &err) < 0))
+        goto refuse;
+    if (replay == 0)
+        rest_answer_operation(rest, req, op, false, 0);
+    json_decref(body);
+    return;
+refuse:
+    json_decref(body);
+    http_reply_error(req, &err);
 }
 
 void rest_refuse(struct http_request *req, struct error *err)

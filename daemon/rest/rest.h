@@ -4,6 +4,7 @@
 
 #include <jansson.h>
 
+#include "base/buf.h"
 #include "core/core.h"
 #include "http/http.h"
 
@@ -30,11 +31,26 @@ int rest_query_int(struct http_request *req, const char *name, int64_t min, int6
 enum { REST_FINGERPRINT_MAX = 128 };
 int rest_core_request(struct http_request *req, const json_t *body, struct core_request *ret, struct core_peer *peer,
                       char buffer[REST_FINGERPRINT_MAX], struct error *err);
-/* The opaque cursor of a list, and back: the caller mem_frees. */
-char *rest_cursor_make(const char *text);
-int rest_cursor_parse(struct http_request *req, char **ret, struct error *err);
+/* A change by POST or DELETE: parsed, one call of core, answered by its operation. */
+typedef int rest_change_fn(struct core *core, const struct core_request *req, const char *ref, const json_t *body,
+                           struct operation **ret, struct error *err);
+void rest_change(struct http_request *req, struct rest *rest, rest_change_fn *fn);
 /* Replies with the error, frees it. */
 void rest_refuse(struct http_request *req, struct error *err);
+
+/* --- page.c --- */
+
+struct rest_page {
+    struct buf items; /* to be written to, between begin and end */
+    char *from;       /* what the cursor says; "": the beginning */
+    unsigned limit;
+    int64_t as_of;
+};
+/* The query's limit and cursor; rest_page_done where it is 0.  ERR_API_INVALID_FIELD. */
+int rest_page_begin(struct http_request *req, struct rest *rest, struct rest_page *ret, struct error *err);
+/* Replies: the next page comes behind `last` (NULL: there is none); or with err, where that is set. */
+void rest_page_end(struct http_request *req, struct rest_page *page, const char *last, struct error *err);
+void rest_page_done(struct rest_page *page);
 
 /* --- operations.c --- */
 

@@ -58,29 +58,18 @@ void rest_vms_list(struct http_request *req, void *arg)
 {
     struct rest *rest = arg;
     CLEANUP_ERROR struct error err = ERROR_INIT;
-    CLEANUP_BUF struct buf out = BUF_INIT(64 << 20);
-    CLEANUP_FREE char *after = NULL, *last = NULL, *cursor = NULL;
+    CLEANUP_FREE char *last = NULL;
+    struct rest_page page;
     struct filter_query q = {.core = rest->core, .err = &err};
-    int64_t limit = 100;
 
     http_query_each(req, read_filter, &q);
-    if (q.rc < 0 || rest_query_int(req, "limit", 1, 1000, &limit, &err) < 0 || rest_cursor_parse(req, &after, &err) < 0)
-        goto refuse;
-    buf_str(&out, "{\"items\":[");
-    if (core_vm_list(rest->core, &q.filter, after, (unsigned)limit, &out, &last, &err) < 0)
-        goto refuse;
-    if (last != NULL)
-        cursor = rest_cursor_make(last);
-    buf_printf(&out, "],\"next_cursor\":%s%s%s,\"as_of_event\":%lld}", cursor != NULL ? "\"" : "",
-               cursor != NULL ? cursor : "null", cursor != NULL ? "\"" : "", (long long)core_event_newest(rest->core));
-    if (out.failed) {
-        error_set(&err, ERR_DAEMON_OVERLOADED, "the page is too large; ask for a smaller limit");
-        goto refuse;
+    if (q.rc < 0 || rest_page_begin(req, rest, &page, &err) < 0) {
+        http_reply_error(req, &err);
+        return;
     }
-    http_reply(req, 200, "application/json", out.data, out.len);
-    return;
-refuse:
-    http_reply_error(req, &err);
+    core_vm_list(rest->core, &q.filter, page.from, page.limit, &page.items, &last, &err);
+    rest_page_end(req, &page, last, &err);
+    rest_page_done(&page);
 }
 
 /* --- one --- */
@@ -108,28 +97,16 @@ void rest_vm_get(struct http_request *req, void *arg)
         reply_vm(req, vm);
 }
 
+static int create(struct core *core, const struct core_request *req, const char *ref, const json_t *body,
+                  struct operation **ret, struct error *err)
+{
+    (void)ref;
+    return core_vm_create(core, req, body, ret, err);
+}
+
 void rest_vm_create(struct http_request *req, void *arg)
 {
-    struct rest *rest = arg;
-    CLEANUP_ERROR struct error err = ERROR_INIT;
-    char fingerprint[REST_FINGERPRINT_MAX];
-    struct core_request creq;
-    struct core_peer peer;
-    struct operation *op;
-    json_t *body = rest_body(req, &err);
-
-    if (body == NULL || rest_core_request(req, body, &creq, &peer, fingerprint, &err) < 0)
-        goto refuse;
-    int replay = rest_answer_replay(rest, req, &creq, &err);
-    if (replay < 0 || (replay == 0 && core_vm_create(rest->core, &creq, body, &op, &err) < 0))
-        goto refuse;
-    if (replay == 0)
-        rest_answer_operation(rest, req, op, false, 0);
-    json_decref(body);
-    return;
-refuse:
-    json_decref(body);
-    http_reply_error(req, &err);
+    rest_change(req, arg, create);
 }
 
 /* --- PATCH --- */
