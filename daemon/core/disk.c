@@ -251,6 +251,17 @@ void disk_forget(struct disk_ask *ask)
         mem_free(ask);
 }
 
+void disk_promise(struct core *core, uint64_t *room, uint64_t now)
+{
+    core->disk_promised += now - *room;
+    *room = now;
+}
+
+uint64_t disk_reserve(const struct core *core)
+{
+    return core->disk_room.known ? reserve_of(core, &core->disk_room) : 0;
+}
+
 const struct disk_room *core_disk_room(const struct core *core)
 {
     return &core->disk_room;

@@ -86,6 +86,8 @@ struct image_op *images_begin_pull(struct core *core, const struct core_request 
 {
     const struct image_plan *plan = source->url != NULL ? &image_pull_plan : &image_upload_plan;
     struct live_image *image = images_by_name(core, name);
+    /* What a server will send is looked at when it begins to. */
+    uint64_t room = IMAGE_ROOM + (source->url == NULL && source->length > 0 ? (uint64_t)source->length : 0);
     struct image_op *io;
 
     if (image != NULL) {
@@ -93,10 +95,10 @@ struct image_op *images_begin_pull(struct core *core, const struct core_request 
             exists_error(image, err);
             return NULL;
         }
-        io = image_op_follow(image, plan, req, err);
+        io = image_op_follow(image, plan, req, room, err);
     } else {
         image = new_image(core, name, source, err);
-        io = image != NULL ? image_op_begin(image, plan, req, err) : NULL;
+        io = image != NULL ? image_op_begin(image, plan, req, room, err) : NULL;
         if (io == NULL && image != NULL)
             images_remove(image);
     }
@@ -152,7 +154,7 @@ int core_image_delete(struct core *core, const struct core_request *req, const c
         error_ctx_str(err, "vm", image->users->vm.name);
         return -1;
     }
-    struct image_op *io = image_op_begin(image, &image_delete_plan, req, err);
+    struct image_op *io = image_op_begin(image, &image_delete_plan, req, 0, err);
     if (io == NULL)
         return -1;
     image->deleting = io->exclusive = true;
@@ -187,7 +189,7 @@ static struct image_op *begin_convert(struct core *core, const struct core_reque
     if (name != NULL && (image = new_image(core, name, &none, err)) == NULL)
         return NULL;
     struct image_op *io =
-        image_op_begin(image, name != NULL ? &image_convert_plan : &image_convert_in_place_plan, req, err);
+        image_op_begin(image, name != NULL ? &image_convert_plan : &image_convert_in_place_plan, req, IMAGE_ROOM, err);
     if (io == NULL && name != NULL)
         images_remove(image);
     return io;

@@ -189,7 +189,10 @@ struct disk_ask;
 struct disk_ask *disk_ask(struct core *core, uint64_t data_need, uint64_t run_need,
                           void (*fn)(void *arg, struct error *err), void *arg);
 void disk_forget(struct disk_ask *ask); /* before fn came */
-int disk_begin(struct core *core);      /* -1: no memory */
+/* What was promised as *room is so much from now on. */
+void disk_promise(struct core *core, uint64_t *room, uint64_t now);
+uint64_t disk_reserve(const struct core *core); /* bytes that are kept free; 0 where nothing is known */
+int disk_begin(struct core *core);              /* -1: no memory */
 void disk_end(struct core *core);
 
 /* --- registry.c --- */

@@ -124,15 +124,15 @@ static json_t *read_job(void)
 static void take_job(json_t *doc)
 {
     const char *ca = NULL;
-    json_int_t max_bytes = 0, stall_s = 30, timeout_s = 21600, length = -1;
+    json_int_t max_bytes = 0, stall_s = 30, timeout_s = 21600, length = -1, reserve = 0, promised = 0;
     struct error err = ERROR_INIT;
     char *pem;
 
-    if (json_unpack(doc, "{s:s,s:s,s?s,s:I,s?I,s?I,s:s,s?o,s?o,s?s,s?s,s?s,s?I}", "source", &job.source, "url",
+    if (json_unpack(doc, "{s:s,s:s,s?s,s:I,s?I,s?I,s:s,s?o,s?o,s?s,s?s,s?s,s?I,s?I,s?I}", "source", &job.source, "url",
                     &job.url, "sha256", &job.sha256, "max_bytes", &max_bytes, "stall_s", &stall_s, "timeout_s",
                     &timeout_s, "boot_id", &job.boot_id, "allow", &job.allow, "plain_http", &job.plain_http,
-                    "auth_host", &job.auth_host, "auth_basic", &job.auth_basic, "ca_file", &ca, "length",
-                    &length) < 0 ||
+                    "auth_host", &job.auth_host, "auth_basic", &job.auth_basic, "ca_file", &ca, "length", &length,
+                    "reserve", &reserve, "promised", &promised) < 0 ||
         strlen(job.url) >= URL_MAX) {
         fprintf(stderr, "vmmd-fetch: the job on stdin is none\n");
         exit(2);
@@ -140,6 +140,8 @@ static void take_job(json_t *doc)
     job.sha256_known = job.sha256 != NULL;
     job.max_bytes = (uint64_t)max_bytes;
     job.length = length;
+    job.reserve = (uint64_t)reserve;
+    job.promised = (uint64_t)promised;
     job.stall_s = stall_s;
     job.timeout_s = timeout_s;
     if (ca == NULL)

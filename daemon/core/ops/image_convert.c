@@ -1,14 +1,15 @@
 /* image_convert.c - an image becomes qcow2, or raw.
  *
- * Happy path: reserve (the file there is, and an empty one beside it), convert (qemu-img in its cage), store (the new file is whole
+ * Happy path: reserve (the file there is, an empty one beside it, and room for as much as the first takes), convert (qemu-img in its cage), store (the new file is whole
  * and where it belongs), persist, announce.  With another name it is a new image; without one the image itself has another
  * file from the persist step on, and the old one is removed after it.
- * Failure modes: qemu-img fails, the disk is full: the new file is removed, the image is as it was. */
+ * Failure modes: there is no room, qemu-img fails, the disk is full in the midst: the new file is removed, the image is as it was. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/fd.h"
@@ -21,9 +22,13 @@ enum { NOBODY = 65534, CONVERT_MS = 4000 * 1000, DEADLINE_MS = 4200 * 1000 };
 
 static int open_both(struct image_work *work, struct error *err)
 {
+    struct stat st;
+
     work->fd = open(work->from, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (work->fd < 0)
         return error_errno(err, errno, "cannot open %s", work->from);
+    if (fstat(work->fd, &st) == 0)
+        work->allocated = (int64_t)st.st_blocks * 512;
     unlink(work->to);
     work->out_fd = open(work->to, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (work->out_fd < 0)
@@ -36,11 +41,38 @@ static int open_both(struct image_work *work, struct error *err)
     return 0;
 }
 
+static void swept(struct image_op *io, struct image_work *work, struct error *err)
+{
+    (void)work;
+    (void)err;
+    image_op_resume(io, &io->failed);
+}
+
+static void room_known(void *arg, struct error *err)
+{
+    struct image_op *io = arg;
+    struct image_work work = {.fn = image_remove_file, .done = swept, .from = io->temp_path};
+    CLEANUP_ERROR struct error own = ERROR_INIT;
+
+    io->disk_ask = NULL;
+    if (!error_is_set(err)) {
+        io->room += io->asked;
+        image_op_resume(io, NULL);
+        return;
+    }
+    error_move(&io->failed, err);
+    if (image_work_run(io, &work, &own) < 0)
+        swept(io, NULL, &own);
+}
+
 static void opened(struct image_op *io, struct image_work *work, struct error *err)
 {
     io->in_fd = TAKE_FD(work->fd);
     io->out_fd = TAKE_FD(work->out_fd);
-    image_op_resume(io, err);
+    io->asked = (uint64_t)work->allocated;
+    io->disk_ask = !error_is_set(err) ? disk_ask(io->core, io->asked, 0, room_known, io) : NULL;
+    if (io->disk_ask == NULL) /* short of memory it goes unasked */
+        image_op_resume(io, err);
 }
 
 static int convert_reserve(struct image_op *io, struct error *err)

@@ -5,12 +5,8 @@
  * start settles it. */
 #include "core/ops/image_op.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/crash.h"
@@ -20,7 +16,6 @@
 #include "base/mem.h"
 #include "core/ops/ops.h"
 #include "image/convert.h"
-#include "loop/work.h"
 
 static void io_free(struct image_op *io)
 {
@@ -32,6 +27,10 @@ static void io_free(struct image_op *io)
     if (io->work != NULL)
         io->work->io = NULL;
     image_job_free(io->job);
+    if (io->disk_ask != NULL)
+        disk_forget(io->disk_ask);
+    change_drop(io->intent);
+    disk_promise(io->core, &io->room, 0);
     operation_unwatch(io->follows);
     operation_unref(io->followed);
     if (io->counted)
@@ -387,8 +386,38 @@ int image_busy_error(const struct live_image *image, struct error *err)
     return -1;
 }
 
+static void write_intent(struct image_op *io, struct change *ch)
+{
+    struct live_image *image = io->image;
+
+    if (io->plan->makes && image->op == io)
+        change_image(ch, image, false, io->res, "image.created");
+    change_operation(ch, io->res);
+    if (io->key != NULL)
+        change_key(ch, io->key, io->fingerprint, io->res->id, io->res->created_at);
+    change_event(ch, "operation.started", NULL, io->res, NULL, json_pack("{s:s}", "kind", io->plan->kind));
+    LOG_INFO("operation started", "operation", io->res->id, "kind", io->plan->kind, "image", image->image.name,
+             "request_id", io->res->request_id);
+    CRASH_POINT("op:%s:intent:before", io->plan->kind);
+    change_commit(ch, intent_durable, io);
+}
+
+static void room_known(void *arg, struct error *err)
+{
+    struct image_op *io = arg;
+
+    io->disk_ask = NULL;
+    if (error_is_set(err)) {
+        intent_durable(io, err);
+        return;
+    }
+    io->room = io->asked;
+    if (!io->parked)
+        write_intent(io, TAKE_PTR(io->intent));
+}
+
 static struct image_op *begin(struct live_image *image, const struct image_plan *plan, const struct core_request *req,
-                              bool follows, struct error *err)
+                              bool follows, uint64_t room, struct error *err)
 {
     struct core *core = image->core;
     bool network = req != NULL && req->peer != NULL && !req->peer->is_unix;
@@ -409,32 +438,29 @@ static struct image_op *begin(struct live_image *image, const struct image_plan 
     if (!follows)
         image->op = io;
     io->res->state = OPERATION_RUNNING;
-    if (plan->makes && !follows)
-        change_image(ch, image, false, io->res, "image.created");
-    change_operation(ch, io->res);
-    if (io->key != NULL)
-        change_key(ch, io->key, io->fingerprint, io->res->id, io->res->created_at);
-    change_event(ch, "operation.started", NULL, io->res, NULL, json_pack("{s:s}", "kind", plan->kind));
-    LOG_INFO("operation started", "operation", io->res->id, "kind", plan->kind, "image", image->image.name,
-             "request_id", io->res->request_id);
-    CRASH_POINT("op:%s:intent:before", plan->kind);
-    change_commit(ch, intent_durable, io);
+    io->disk_ask = room > 0 ? disk_ask(core, room, 0, room_known, io) : NULL;
+    if (io->disk_ask != NULL) {
+        io->asked = room;
+        io->intent = ch;
+    } else {
+        write_intent(io, ch);
+    }
     return io;
 }
 
 struct image_op *image_op_begin(struct live_image *image, const struct image_plan *plan, const struct core_request *req,
-                                struct error *err)
+                                uint64_t room, struct error *err)
 {
     if (image->op == NULL)
-        return begin(image, plan, req, false, err);
+        return begin(image, plan, req, false, room, err);
     image_busy_error(image, err);
     return NULL;
 }
 
 struct image_op *image_op_follow(struct live_image *image, const struct image_plan *plan,
-                                 const struct core_request *req, struct error *err)
+                                 const struct core_request *req, uint64_t room, struct error *err)
 {
-    return begin(image, plan, req, true, err);
+    return begin(image, plan, req, true, room, err);
 }
 
 /* --- from outside --- */
@@ -474,105 +500,4 @@ void image_ops_drop(struct core *core)
     image_ops_park(core);
     while (core->image_ops != NULL)
         io_free(core->image_ops);
-}
-
-/* --- work on the pool --- */
-
-static void work_free(struct image_work *work)
-{
-    fd_close(work->fd);
-    fd_close(work->out_fd);
-    mem_free(work->from);
-    mem_free(work->to);
-    mem_free(work->dir);
-    mem_free(work->note);
-    mem_free(work);
-}
-
-static int work_fn(void *data, struct error *err)
-{
-    struct image_work *work = data;
-
-    return work->fn(work, err);
-}
-
-static void work_done(void *arg, void *data, int rc, struct error *err)
-{
-    struct image_work *work = data;
-    struct image_op *io = work->io;
-
-    (void)arg;
-    (void)rc;
-    if (io != NULL) {
-        io->work = NULL;
-        if (work->done != NULL && !io->parked)
-            work->done(io, work, err);
-        else
-            image_op_resume(io, err);
-    }
-    work_free(work);
-}
-
-static bool copy(char **ret, const char *text)
-{
-    *ret = text != NULL ? mem_strdup(text) : NULL;
-    return text == NULL || *ret != NULL;
-}
-
-int image_work_run(struct image_op *io, const struct image_work *work, struct error *err)
-{
-    struct image_work *mine = mem_zalloc(sizeof(*mine));
-
-    if (mine == NULL)
-        return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
-    *mine = (struct image_work){.io = io,
-                                .fn = work->fn,
-                                .done = work->done,
-                                .peer = work->peer,
-                                .move = work->move,
-                                .sync = work->sync,
-                                .fd = -1,
-                                .out_fd = -1};
-    bool good = copy(&mine->from, work->from) && copy(&mine->to, work->to) && copy(&mine->dir, work->dir) &&
-                copy(&mine->note, work->note);
-    if (!good)
-        error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
-    else if (work_run(io->core->loop, work_fn, work_done, mine, NULL, err) == 0) {
-        io->work = mine;
-        return OP_WAIT;
-    }
-    work_free(mine);
-    return -1;
-}
-
-int image_remove_file(struct image_work *work, struct error *err)
-{
-    if (unlink(work->from) < 0 && errno != ENOENT)
-        return error_errno(err, errno, "cannot remove %s", work->from);
-    CRASH_POINT("image:file-removed");
-    return 0;
-}
-
-int image_link_file(struct image_work *work, struct error *err)
-{
-    struct stat st;
-
-    if (work->sync) {
-        CLEANUP_FD int file = open(work->from, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-        if (file < 0 || fsync(file) < 0 || (geteuid() == 0 && fchown(file, 0, 0) < 0))
-            return error_errno(err, errno, "cannot flush %s", work->from);
-    }
-    if (chmod(work->from, 0444) < 0 || (work->move ? rename(work->from, work->to) : link(work->from, work->to)) < 0)
-        return error_errno(err, errno, "cannot make %s", work->to);
-    CRASH_POINT("image:file-in-place"); /* and no row has it */
-    CLEANUP_FD int dir = open(work->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (dir < 0 || fsync(dir) < 0 || stat(work->to, &st) < 0) {
-        int saved = errno;
-        unlink(work->to);
-        return error_errno(err, saved, "cannot make %s durable", work->to);
-    }
-    work->size = st.st_size;
-    if (work->note != NULL)
-        unlink(work->note);
-    return 0;
 }

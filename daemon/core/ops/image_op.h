@@ -61,17 +61,22 @@ struct image_op {
     char to[8];                 /* the format that is wanted */
     struct image_job *job;
     int in_fd, out_fd;
+    struct disk_ask *disk_ask;             /* before the intent is written, and before a conversion */
+    struct change *intent;                 /* until there is room for it */
+    uint64_t room, asked;                  /* counted in core->disk_promised; not yet */
     char *new_path, *old_path, *temp_path; /* made by it; to be removed after it; before it is whole */
     struct image made;                     /* what the image will be when the end is durable */
 };
 
 /* Begins it on the image, which it holds; the row of one that it makes comes with the intent.  What the steps need the caller puts
- * into the result before the loop turns. */
+ * into the result before the loop turns.  Where `room` is not 0, ERR_HOST_DISK_FULL comes on a later turn unless that and the intent
+ * find room beside the reserve. */
+enum { IMAGE_ROOM = 65536 /* what an operation takes in the database */ };
 struct image_op *image_op_begin(struct live_image *image, const struct image_plan *plan, const struct core_request *req,
-                                struct error *err);
+                                uint64_t room, struct error *err);
 /* The same for what another operation is about to do: it follows that one. */
 struct image_op *image_op_follow(struct live_image *image, const struct image_plan *plan,
-                                 const struct core_request *req, struct error *err);
+                                 const struct core_request *req, uint64_t room, struct error *err);
 int image_busy_error(const struct live_image *image, struct error *err); /* -1: another operation holds it */
 /* An operation that has nothing to do. */
 int image_op_nothing(const struct live_image *image, const char *kind, const struct core_request *req,

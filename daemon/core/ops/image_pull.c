@@ -139,6 +139,7 @@ static int pull_fetch(struct image_op *io, struct error *err)
     io->pull = pull_join(io->core, &io->source, io->source.url == NULL ? id : NULL, io, err);
     if (io->pull == NULL)
         return -1;
+    disk_promise(io->core, &io->room, IMAGE_ROOM); /* the bytes are the pull's from now on */
     int rc = io->image->op != io && io->image->op != NULL ? follow(io, err) : 0;
     if (rc == 0) {
         io->image->op = io;

@@ -31,6 +31,13 @@ void pull_close_fds(struct pull *p)
     p->source_fd = fd_close(p->source_fd);
 }
 
+void pull_forget_room(struct pull *p)
+{
+    if (p->disk_ask != NULL)
+        disk_forget(TAKE_PTR(p->disk_ask));
+    disk_promise(p->core, &p->room, 0);
+}
+
 static void pull_free(struct pull *p)
 {
     *p->at = p->next;
@@ -39,6 +46,7 @@ static void pull_free(struct pull *p)
     image_fetch_free(p->fetch);
     image_inspection_free(p->inspection);
     image_job_free(p->job);
+    pull_forget_room(p);
     pull_close_fds(p);
     pull_source_done(&p->source);
     mem_free(p->dir);
@@ -109,6 +117,7 @@ void pull_fail(struct pull *p, bool keep, struct error *err)
     p->keep = keep;
     error_move(&p->err, err);
     p->phase = PULL_FAILED;
+    pull_forget_room(p);
     pull_close_fds(p);
     tell(p);
     for (struct image_op *io = p->holders; io != NULL; io = io->pull_next) {
@@ -236,6 +245,7 @@ void pull_end_if_left(struct pull *p)
     }
     image_inspection_free(TAKE_PTR(p->inspection));
     image_job_free(TAKE_PTR(p->job));
+    pull_forget_room(p);
     pull_close_fds(p);
     p->phase = PULL_ENDING;
     if (pull_work_begin(p, clean, cleaned, &err) < 0)
@@ -271,6 +281,8 @@ static struct pull *pull_new(struct core *core, struct pull_source *source, cons
     if (p->next != NULL)
         p->next->at = &p->next;
     core->pulls = p;
+    if (p->source.url == NULL && p->source.length > 0)
+        disk_promise(core, &p->room, (uint64_t)p->source.length);
     p->dir = images_path(core, NULL, NULL);
     p->part = images_path(core, key, ".part");
     p->note = images_path(core, key, ".note");
@@ -362,6 +374,7 @@ void pulls_drop(struct core *core)
         image_fetch_free(TAKE_PTR(p->fetch));
         image_inspection_free(TAKE_PTR(p->inspection));
         image_job_free(TAKE_PTR(p->job));
+        pull_forget_room(p);
         if (p->holders == NULL && !p->working)
             pull_free(p);
     }

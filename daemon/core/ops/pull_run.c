@@ -8,6 +8,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/fd.h"
@@ -63,9 +64,39 @@ static void image_tool_of(const struct pull *p, struct image_tool *tool, char co
         (struct image_tool){.confine = confine, .qemu_img = "qemu-img", .max_bytes = p->core->config.max_image_bytes};
 }
 
+static void convert(struct pull *p)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+    struct image_tool tool;
+    char confine[PATH_MAX];
+
+    image_tool_of(p, &tool, confine);
+    p->job = image_convert(p->core->loop, &tool, p->part_fd, p->result.source_format, p->made_fd, "qcow2", converted, p,
+                           &err);
+    if (p->job == NULL)
+        pull_fail(p, false, &err);
+}
+
+static void room_known(void *arg, struct error *err)
+{
+    struct pull *p = arg;
+
+    p->disk_ask = NULL;
+    if (error_is_set(err)) {
+        pull_fail(p, false, err);
+        return;
+    }
+    p->room += p->asked;
+    convert(p);
+}
+
 /* qemu-img writes it as nobody where we are root: it is nobody's until it is whole. */
 static int open_made(struct pull_work *w, struct error *err)
 {
+    struct stat st;
+
+    if (stat(w->part, &st) == 0)
+        w->allocated = (int64_t)st.st_blocks * 512;
     unlink(w->made);
     w->fds[0] = open(w->made, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (w->fds[0] < 0 || (geteuid() == 0 && fchown(w->fds[0], NOBODY, NOBODY) < 0 && errno != EPERM && errno != EINVAL))
@@ -75,10 +106,6 @@ static int open_made(struct pull_work *w, struct error *err)
 
 static void made_opened(struct pull *p, struct pull_work *w, int rc, struct error *err)
 {
-    CLEANUP_ERROR struct error own = ERROR_INIT;
-    struct image_tool tool;
-    char confine[PATH_MAX];
-
     if (rc < 0) {
         pull_fail(p, false, err);
         return;
@@ -88,11 +115,10 @@ static void made_opened(struct pull *p, struct pull_work *w, int rc, struct erro
         pull_end_if_left(p);
         return;
     }
-    image_tool_of(p, &tool, confine);
-    p->job = image_convert(p->core->loop, &tool, p->part_fd, p->result.source_format, p->made_fd, "qcow2", converted, p,
-                           &own);
-    if (p->job == NULL)
-        pull_fail(p, false, &own);
+    p->asked = (uint64_t)w->allocated;
+    p->disk_ask = disk_ask(p->core, p->asked, 0, room_known, p);
+    if (p->disk_ask == NULL) /* short of memory it goes unasked */
+        convert(p);
 }
 
 /* --- inspect --- */
@@ -165,8 +191,9 @@ static void inspected(void *arg, const struct image_info *info, struct error *er
 
 static void progressed(void *arg, uint64_t done, int64_t total)
 {
-    const struct pull *p = arg;
+    struct pull *p = arg;
 
+    disk_promise(p->core, &p->room, total > (int64_t)done ? (uint64_t)total - done : 0);
     for (struct image_op *io = p->holders; io != NULL; io = io->pull_next)
         operation_progress(io->res, (int64_t)done, total);
 }
@@ -225,10 +252,12 @@ static json_t *job_json(const struct pull *p)
                                                                       : "http";
 
     proc_boot_id(boot_id);
-    json_t *job = json_pack("{s:s,s:s,s:I,s:I,s:I,s:s,s:o,s:o}", "source", source, "url", url != NULL ? url : "",
-                            "max_bytes", (json_int_t)c->max_image_bytes, "stall_s", (json_int_t)c->fetch_stall_s,
-                            "timeout_s", (json_int_t)c->fetch_timeout_s, "boot_id", boot_id, "allow",
-                            list_json(c->fetch_allow), "plain_http", list_json(c->fetch_plain));
+    json_t *job =
+        json_pack("{s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:s,s:o,s:o}", "source", source, "url", url != NULL ? url : "",
+                  "max_bytes", (json_int_t)c->max_image_bytes, "stall_s", (json_int_t)c->fetch_stall_s, "timeout_s",
+                  (json_int_t)c->fetch_timeout_s, "reserve", (json_int_t)disk_reserve(p->core), "promised",
+                  (json_int_t)(p->core->disk_promised - p->room), "boot_id", boot_id, "allow",
+                  list_json(c->fetch_allow), "plain_http", list_json(c->fetch_plain));
     if (job != NULL && p->source.sha256[0] != '\0')
         json_object_set_new(job, "sha256", json_string(p->source.sha256));
     if (job != NULL && url == NULL && p->source.length >= 0)

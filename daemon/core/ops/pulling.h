@@ -28,6 +28,8 @@ struct pull {
     struct image_fetch *fetch;
     struct image_inspection *inspection;
     struct image_job *job;
+    struct disk_ask *disk_ask; /* before a conversion */
+    uint64_t room, asked;      /* for what is still to come: counted in core->disk_promised; not yet */
     struct pull_result result;
     struct error err;
 };
@@ -43,6 +45,7 @@ struct pull_work {
     const char *const *image_dirs; /* the config's */
     bool keep;
     int fd;
+    int64_t allocated; /* told */
 };
 
 int pull_work_begin(struct pull *p, int (*fn)(struct pull_work *w, struct error *err),
@@ -50,6 +53,7 @@ int pull_work_begin(struct pull *p, int (*fn)(struct pull_work *w, struct error 
 /* Begins, from the opening of the files. */
 void pull_start(struct pull *p);
 void pull_close_fds(struct pull *p);
+void pull_forget_room(struct pull *p); /* nothing more is to come */
 /* It has come to this phase: who waits for that is told. */
 void pull_reach(struct pull *p, enum pull_phase phase);
 /* All are told, also those that do not wait just now, and hold it no longer: whoever asks from now on begins anew. */

@@ -22,6 +22,8 @@ struct job {
     bool sha256_known;  /* by who asked; else it is the registry's word */
     uint64_t max_bytes; /* that the part file may have */
     int64_t length;     /* of what fd 5 gives, -1: not known */
+    uint64_t reserve;   /* bytes of the disk that stay free */
+    uint64_t promised;  /* and those that others were promised when it began */
     int64_t stall_s;    /* no progress for so long ends it */
     int64_t timeout_s;  /* over all */
     const char *boot_id;

@@ -2,7 +2,9 @@
  *
  *   {"progress":1048576,"total":268435456}
  *   {"done":…,"written":…,"resumed":…,"sha256":"…","packing":"none"}
- *   {"error":"download","detail":"…","http_status":404,"url":"…","keep":true}        the last line, either way */
+ *   {"error":"download","detail":"…","http_status":404,"url":"…","keep":true}        the last line, either way
+ *
+ * What a full disk stopped is not kept: it would be what fills it. */
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdarg.h>
@@ -40,7 +42,8 @@ static void clean(char *text)
 static json_t *failure(const char *kind, char *detail)
 {
     clean(detail);
-    json_t *line = json_pack("{s:s,s:s,s:b}", "error", kind, "detail", detail, "keep", part_kept());
+    bool keep = part_kept() && strcmp(kind, "full") != 0;
+    json_t *line = json_pack("{s:s,s:s,s:b}", "error", kind, "detail", detail, "keep", keep);
     if (about_status > 0)
         json_object_set_new(line, "http_status", json_integer(about_status));
     if (about_url[0] != '\0')

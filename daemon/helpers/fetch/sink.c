@@ -1,4 +1,5 @@
-/* sink.c - where the bytes go: counted, digested on a thread of its own, unpacked, written.
+/* sink.c - where the bytes go: counted, digested on a thread of its own, unpacked, written, as long as the disk has room
+ * beside its reserve: looked at before the first byte, where it is known how many come, and again on the way.
  *
  * Happy path: each piece is copied into the ring for the digest, unpacked where its beginning says so, and written in
  * order; the kernel is asked to begin writing back early, so that the fsync at the end is short.  Failures: more bytes
@@ -25,6 +26,7 @@ enum {
 };
 #define RATIO_FROM (64ULL << 20)
 #define FLUSH_EVERY (32ULL << 20)
+#define LOOK_EVERY (1ULL << 20)
 
 static struct sha256_ctx sha;
 static pthread_t thread;
@@ -40,6 +42,7 @@ static enum packing packing;
 static uint8_t head[HEAD];
 static size_t head_len;
 static uint64_t fetched, written;
+static uint64_t looked; /* at the room there is, when so much was written */
 
 static void *digest_thread(void *arg)
 {
@@ -145,7 +148,7 @@ void sink_begin(uint64_t offset)
     over = false;
     packing = PACKING_UNKNOWN;
     head_len = 0;
-    fetched = written = flushed = to_flush = offset;
+    fetched = written = flushed = to_flush = looked = offset;
     if (pthread_create(&thread, NULL, digest_thread, NULL) != 0)
         fail("io", "no thread for the digest");
     running = true;
@@ -157,21 +160,44 @@ void sink_begin(uint64_t offset)
         write_failed();
 }
 
-void sink_expect(uint64_t bytes)
+static bool room_left(uint64_t *ret)
 {
     struct statvfs fs;
+
+    if (fstatvfs(PART_FD, &fs) < 0 || fs.f_blocks == 0)
+        return false;
+    *ret = (uint64_t)fs.f_bavail * fs.f_frsize;
+    return true;
+}
+
+void sink_expect(uint64_t bytes)
+{
+    uint64_t room;
 
     if (bytes > job.max_bytes)
         fail("unsafe", "it has %llu bytes; %llu are allowed", (unsigned long long)bytes,
              (unsigned long long)job.max_bytes);
-    if (fstatvfs(PART_FD, &fs) == 0 && bytes > (uint64_t)fs.f_bavail * fs.f_frsize)
-        fail("full", "it has %llu bytes, the disk of the image cache has room for %llu", (unsigned long long)bytes,
-             (unsigned long long)fs.f_bavail * fs.f_frsize);
+    if (room_left(&room) && (bytes > room || room - bytes < job.reserve + job.promised))
+        fail("full",
+             "it has %llu bytes, the disk of the image cache has %llu free and %llu of them are kept or promised",
+             (unsigned long long)bytes, (unsigned long long)room, (unsigned long long)(job.reserve + job.promised));
+}
+
+static void look_at_room(void)
+{
+    uint64_t room;
+
+    looked = written;
+    if (room_left(&room) && room < job.reserve + LOOK_EVERY)
+        fail("full", "the disk of the image cache is full after %llu bytes, but for its reserve of %llu",
+             (unsigned long long)written, (unsigned long long)job.reserve);
 }
 
 static void count_written(size_t len)
 {
     written += len;
+    if (job.reserve > 0 && written - looked >= LOOK_EVERY)
+        look_at_room();
     if (written > job.max_bytes)
         fail("unsafe", "it has more than the %llu bytes that are allowed", (unsigned long long)job.max_bytes);
     if (packing > PACKING_NONE && written > RATIO_FROM && written / RATIO_MAX > fetched)
