@@ -38,6 +38,8 @@ struct core {
     size_t n_images, cap_images;
     struct image_op *image_ops;
     struct pull *pulls;
+    /* Of tests: asked when a step of an operation on an image begins and when it has been done; OP_WAIT holds it there. */
+    int (*image_probe)(struct image_op *io, bool done, struct error *err);
 
     int64_t event_next;   /* id of the next event */
     int64_t event_newest; /* published */

@@ -63,6 +63,7 @@ void core_bed_open(struct core_bed *b)
     b->backends[0] = b->noop;
     core_config_defaults(&config);
     config.data_dir = b->dir;
+    config.helper_dir = b->helper_dir;
     b->core = core_new(b->loop, b->store, b->backends, &config, &err);
     assert_non_null(b->core);
     if (core_recover(b->core, set_flag, &recovered, &err) < 0)

@@ -26,7 +26,8 @@ struct core_bed {
     struct core *core;
     struct timer *alarm; /* no wait lasts for ever */
     bool late;
-    int64_t timeout_s; /* of the verbs: how long a guest may take */
+    const char *helper_dir; /* of the image cache; NULL: it has none */
+    int64_t timeout_s;      /* of the verbs: how long a guest may take */
 };
 
 /* cmocka's set-up and tear-down: a core in a directory of its own. */

@@ -30,7 +30,7 @@ static int delete_file(struct image_op *io, struct error *err)
 
 static const struct image_step delete_steps[] = {
     {"check", delete_check},
-    {"remove", delete_file},
+    {"remove", delete_file, .no_cancel = true},
     {"persist", image_op_persist_gone, .commit = true},
 };
 

@@ -154,7 +154,7 @@ static void step_changed(struct op *op, unsigned index, enum op_step_state state
     s->ms = clock_mono_ms() - s->started_ms;
     io->res->step = index;
     io->res->step_begun = true;
-    io->res->cancellable = op_cancellable(op);
+    io->res->cancellable = op_cancellable(op) && !io->plan->steps[index].no_cancel;
     io->res->dirty = true;
     LOG_DEBUG("step", "operation", io->res->id, "kind", io->res->kind, "image", io->res->image_name, "step", s->name,
               "state", operation_step_text(s), "error", err != NULL && error_is_set(err) ? err->message : NULL);
@@ -167,13 +167,21 @@ static void step_changed(struct op *op, unsigned index, enum op_step_state state
 
 static const struct op_observer observer = {.step = step_changed, .finished = engine_finished};
 
+static int probe(struct image_op *io, bool done, struct error *err)
+{
+    return io->core->image_probe != NULL ? io->core->image_probe(io, done, err) : 0;
+}
+
 static int engine_run(struct op *op, struct error *err)
 {
     struct image_op *io = op_data(op);
     unsigned index = op_step_index(op);
 
     io->op = op; /* the first step may run before op_start's caller has its result */
-    return io->res->steps[index].skipped ? 0 : io->plan->steps[index].run(io, err);
+    int rc = probe(io, false, err);
+    if (rc == 0 && !io->res->steps[index].skipped)
+        rc = io->plan->steps[index].run(io, err);
+    return rc == 0 ? probe(io, true, err) : rc;
 }
 
 static int engine_undo(struct op *op, struct error *err)
@@ -194,8 +202,9 @@ static void engine_cancel(struct op *op)
 
 void image_op_resume(struct image_op *io, struct error *err)
 {
-    if (!io->parked)
-        op_resume(io->op, err);
+    if (io->parked || ((err == NULL || !error_is_set(err)) && probe(io, true, err) == OP_WAIT))
+        return;
+    op_resume(io->op, err);
 }
 
 static void persist_durable(void *arg, struct error *err)
@@ -467,6 +476,8 @@ struct image_op *image_op_follow(struct live_image *image, const struct image_pl
 
 int image_op_cancel(struct image_op *io, struct error *reason)
 {
+    if (io->op != NULL && io->res->step_begun && io->plan->steps[io->res->step].no_cancel)
+        return -1;
     if (io->op != NULL)
         return op_cancel(io->op, reason);
     if (io->ran)

@@ -19,6 +19,7 @@ struct image_step {
     void (*cancel)(struct image_op *io);
     int64_t timeout_ms;
     bool commit;
+    bool no_cancel; /* what it does cannot be taken back */
     bool (*skip)(const struct image_op *io);
 };
 
