@@ -3,8 +3,10 @@
 
 #include <dirent.h>
 #include <limits.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/buf.h"
@@ -23,6 +25,17 @@ static void write_disk(const char *path)
     memcpy(data + 510, "\x55\xaa", 2);
     assert_int_equal(fwrite(data, 1, sizeof(data), file), sizeof(data));
     assert_int_equal(fclose(file), 0);
+}
+
+static void convert(char *raw, char *vmdk)
+{
+    char *argv[] = {"qemu-img", "convert", "-f", "raw", "-O", "vmdk", raw, vmdk, NULL};
+    pid_t pid = 0;
+    int status = -1;
+
+    assert_int_equal(posix_spawnp(&pid, argv[0], NULL, NULL, argv, environ), 0);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
 }
 
 void image_bed_replace(struct image_bed *b, const char *helper, const char *script)
@@ -46,7 +59,7 @@ void image_bed_replace(struct image_bed *b, const char *helper, const char *scri
 int image_bed_set_up(void **state)
 {
     struct image_bed *b = calloc(1, sizeof(*b));
-    char self[PATH_MAX] = "", command[256];
+    char self[PATH_MAX] = "";
     void *made = NULL;
 
     /* core_bed_set_up makes its own: this one grows around it. */
@@ -64,8 +77,7 @@ int image_bed_set_up(void **state)
     for (size_t i = 0; i < ARRAY_SIZE(names); i++)
         image_bed_replace(b, names[i], NULL);
     write_disk(b->raw);
-    snprintf(command, sizeof(command), "qemu-img convert -f raw -O vmdk %s %s", b->raw, b->vmdk);
-    assert_int_equal(system(command), 0); // NOLINT(cert-env33-c)
+    convert(b->raw, b->vmdk);
     b->core.loop = NULL;
     b->core.core = NULL;
     b->core.helper_dir = b->helpers;
@@ -93,14 +105,39 @@ int image_bed_tear_down(void **state)
     return core_bed_tear_down(state); /* frees it */
 }
 
-static struct operation *pull(struct image_bed *b, const char *path, const char *key, struct error *err)
+static json_t *body_of(struct image_bed *b, enum image_act act, const char *labels)
+{
+    if (act == ACT_PULL || act == ACT_PULL_CONVERT)
+        return json_pack("{s:s,s:o}", "name", "im", "url",
+                         json_sprintf("file://%s", act == ACT_PULL ? b->raw : b->vmdk));
+    if (act == ACT_CREATE)
+        return json_pack("{s:s,s:s,s:{s:o},s:o}", "name", "web", "backend", "noop", "spec", "image_url",
+                         json_sprintf("file://%s", b->raw), "labels",
+                         labels != NULL ? json_loads(labels, 0, NULL) : json_object());
+    return json_pack("{s:s,s:s*}", "format", "qcow2", "name", act == ACT_CONVERT ? "im2" : NULL);
+}
+
+struct operation *image_bed_begin(struct image_bed *b, enum image_act act, const char *key, const char *labels,
+                                  struct error *err)
 {
     struct core_request req = {.request_id = "test", .idempotency_key = key, .fingerprint = "print"};
-    CLEANUP_FREE char *url = mem_printf("file://%s", path);
-    json_t *body = json_pack("{s:s,s:s}", "name", "im", "url", url);
+    struct core *core = b->core.core;
     struct operation *op = NULL;
-    int rc = core_image_pull(b->core.core, &req, body, &op, err);
+    json_t *body = body_of(b, act, labels);
+    int rc;
 
+    assert_non_null(body);
+    if (b->arm)
+        mem_fail_nth(b->fail_nth);
+    b->arm = false;
+    if (act == ACT_PULL || act == ACT_PULL_CONVERT)
+        rc = core_image_pull(core, &req, body, &op, err);
+    else if (act == ACT_CREATE)
+        rc = core_vm_create(core, &req, body, &op, err);
+    else if (act == ACT_DELETE)
+        rc = core_image_delete(core, &req, "im", &op, err);
+    else
+        rc = core_image_convert(core, &req, "im", body, &op, err);
     json_decref(body);
     return rc == 0 ? operation_ref(op) : NULL;
 }
@@ -111,34 +148,8 @@ void image_bed_prepare(struct image_bed *b, enum image_act act)
 
     if (act != ACT_CONVERT && act != ACT_CONVERT_IN_PLACE && act != ACT_DELETE)
         return;
-    assert_int_equal(core_bed_end(&b->core, pull(b, b->raw, NULL, &err)), ERR_NONE);
+    assert_int_equal(core_bed_end(&b->core, image_bed_begin(b, ACT_PULL, NULL, NULL, &err)), ERR_NONE);
     image_bed_rest(b);
-}
-
-struct operation *image_bed_begin(struct image_bed *b, enum image_act act, const char *key, const char *labels,
-                                  struct error *err)
-{
-    struct core_request req = {.request_id = "test", .idempotency_key = key, .fingerprint = "print"};
-    struct core *core = b->core.core;
-    struct operation *op = NULL;
-    json_t *body = NULL;
-    int rc;
-
-    if (act == ACT_PULL || act == ACT_PULL_CONVERT)
-        return pull(b, act == ACT_PULL ? b->raw : b->vmdk, key, err);
-    if (act == ACT_CREATE) {
-        body = json_pack("{s:s,s:s,s:{s:o},s:o}", "name", "web", "backend", "noop", "spec", "image_url",
-                         json_sprintf("file://%s", b->raw), "labels",
-                         labels != NULL ? json_loads(labels, 0, NULL) : json_object());
-        rc = core_vm_create(core, &req, body, &op, err);
-    } else if (act == ACT_DELETE) {
-        rc = core_image_delete(core, &req, "im", &op, err);
-    } else {
-        body = json_pack("{s:s,s:s*}", "format", "qcow2", "name", act == ACT_CONVERT ? "im2" : NULL);
-        rc = core_image_convert(core, &req, "im", body, &op, err);
-    }
-    json_decref(body);
-    return rc == 0 ? operation_ref(op) : NULL;
 }
 
 char *image_bed_list(struct image_bed *b)

@@ -11,6 +11,8 @@ struct image_bed {
     char helpers[64]; /* links to the real ones, or what a test puts in their place */
     char build[400];  /* where the real ones are */
     char raw[80], vmdk[80];
+    bool arm; /* the next begin calls mem_fail_nth(fail_nth) when its body is made */
+    size_t fail_nth;
 };
 
 int image_bed_set_up(void **state); /* the state is a core_bed, the first member */

@@ -314,6 +314,23 @@ static void create_by_url_is_cancelled(void **state)
     }
 }
 
+/* A pull that fails as it begins is gone when its operation hears of it. */
+static void without_helpers(void **state)
+{
+    struct image_bed *b = *state;
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+
+    core_bed_close(&b->core, 1000);
+    b->core.helper_dir = NULL;
+    core_bed_open(&b->core);
+    assert_int_equal(core_bed_end(&b->core, image_bed_begin(b, ACT_PULL, NULL, NULL, &err)), ERR_BACKEND_NOT_AVAILABLE);
+    core_bed_close(&b->core, 1000);
+    b->core.helper_dir = b->helpers;
+    core_bed_open(&b->core);
+    assert_int_equal(core_bed_end(&b->core, image_bed_begin(b, ACT_PULL, NULL, NULL, &err)), ERR_NONE);
+    image_bed_clear(b);
+}
+
 static int set_up(void **state)
 {
     int rc = image_bed_set_up(state);
@@ -324,7 +341,7 @@ static int set_up(void **state)
 
 int main(void)
 {
-    struct CMUnitTest tests[ARRAY_SIZE(scenarios) + 2];
+    struct CMUnitTest tests[ARRAY_SIZE(scenarios) + 3];
     size_t n = ARRAY_SIZE(scenarios);
 
     for (size_t i = 0; i < n; i++)
@@ -332,5 +349,7 @@ int main(void)
     tests[n] = (struct CMUnitTest){"create by URL", create_by_url, image_bed_set_up, image_bed_tear_down, NULL};
     tests[n + 1] = (struct CMUnitTest){"create by URL is cancelled", create_by_url_is_cancelled, image_bed_set_up,
                                        image_bed_tear_down, NULL};
+    tests[n + 2] =
+        (struct CMUnitTest){"pull without helpers", without_helpers, image_bed_set_up, image_bed_tear_down, NULL};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

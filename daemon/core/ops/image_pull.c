@@ -136,8 +136,7 @@ static int pull_fetch(struct image_op *io, struct error *err)
         return 0;
     }
     uuid_text(&io->image->image.id, id);
-    io->pull = pull_join(io->core, &io->source, io->source.url == NULL ? id : NULL, io, err);
-    if (io->pull == NULL)
+    if (pull_join(io->core, &io->source, io->source.url == NULL ? id : NULL, io, err) == NULL)
         return -1;
     disk_promise(io->core, &io->room, IMAGE_ROOM); /* the bytes are the pull's from now on */
     int rc = io->image->op != io && io->image->op != NULL ? follow(io, err) : 0;

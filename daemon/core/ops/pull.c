@@ -310,9 +310,15 @@ struct pull *pull_join(struct core *core, struct pull_source *source, const char
     }
     holder->pull_next = p->holders;
     p->holders = holder;
+    holder->pull = p;
     if (fresh)
         pull_start(p);
-    return p;
+    if (holder->pull == NULL) { /* it failed at once, and is gone */
+        error_move(err, &holder->failed);
+        if (!error_is_set(err))
+            error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+    }
+    return holder->pull;
 }
 
 void pull_leave(struct pull *p, struct image_op *holder)

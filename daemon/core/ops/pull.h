@@ -36,7 +36,7 @@ struct pull_result {
     uint64_t virtual_size;
 };
 
-/* Joins the pull of this source, or begins it; `stem` names an upload's files.  NULL: no memory. */
+/* Joins the pull of this source, or begins it: it is holder->pull from now on; `stem` names an upload's files.  NULL: it could not begin. */
 struct pull *pull_join(struct core *core, struct pull_source *source, const char *stem, struct image_op *holder,
                        struct error *err);
 /* Waits until the phase is past: 0 it is, OP_WAIT, or -1 where the pull has failed. */
