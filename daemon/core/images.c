@@ -5,11 +5,12 @@
  *   data_dir/images/KEY.new           a conversion under way
  *
  * Failure modes: a daemon that was killed leaves images that never came to be and files that no row has: the next start
- * removes both, but for part files young enough to be gone on with.  The database is lost or old: as long as there is a directory of
+ * removes both, but for part files young enough to be gone on with and with a note that says how.  The database is lost or old: as long as there is a directory of
  * a VM that no row has, which may be adopted and stand on any of them, whole images stay. */
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -276,6 +277,24 @@ static bool is_old(int dir_fd, const char *name, int64_t keep_s)
     return fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && st.st_mtime < clock_wall_ms() / 1000 - keep_s;
 }
 
+static bool is_empty(int dir_fd, const char *name)
+{
+    struct stat st;
+
+    return fstatat(dir_fd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 || st.st_size == 0;
+}
+
+/* Neither the part nor the note is of use without the other. */
+static bool goes_on(int dir_fd, const char *name)
+{
+    char part[NAME_MAX + 1], note[NAME_MAX + 1];
+    int stem = (int)strlen(name) - 5;
+
+    snprintf(part, sizeof(part), "%.*s.part", stem, name);
+    snprintf(note, sizeof(note), "%.*s.note", stem, name);
+    return !is_empty(dir_fd, part) && !is_empty(dir_fd, note);
+}
+
 static void each_file(const char *path, void (*fn)(void *arg, int dir_fd, const char *name), void *arg)
 {
     DIR *dir = opendir(path);
@@ -305,7 +324,8 @@ static void sweep_file(void *arg, int dir_fd, const char *name)
 {
     const struct sweep *s = arg;
 
-    if (is_part(name) ? !is_old(dir_fd, name, PART_KEEP_S) : s->core == NULL || row_has(s->core, s->dir, name))
+    if (is_part(name) ? !is_old(dir_fd, name, PART_KEEP_S) && (s->core == NULL || goes_on(dir_fd, name))
+                      : s->core == NULL || row_has(s->core, s->dir, name))
         return;
     if (s->strangers && ends_with(name, ".img")) {
         LOG_WARN("an image that no row has is kept: a VM that no row has may stand on it", "file", name);

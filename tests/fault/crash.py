@@ -16,6 +16,7 @@ The table is printed by case and written by point to build/check/crash.txt."""
 import argparse
 import collections
 import concurrent.futures
+import dataclasses
 import os
 import sys
 import time
@@ -27,7 +28,7 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 os.environ.setdefault("VMMD_BIN", os.path.join(ROOT, "build-crash", "vmmd"))
 
 import crash_cases  # noqa: E402
-from crash_images import ImageRun  # noqa: E402
+from crash_images import ImageRun, check_images, make_disk, remove_images  # noqa: E402
 from crash_world import GONE, INTERRUPTED, Unreached, World, body_of, check_operation  # noqa: E402
 from lib.vms import eventually  # noqa: E402
 
@@ -270,8 +271,35 @@ class Run:
         return word
 
 
+class PulledRun(Run):
+    """A create that brings its image: one VM of one image, however often it is asked for."""
+
+    def prepare(self):
+        spec = {**self.case.spec, "image_url": make_disk(self.world, self.name, "vmdk")}
+        self.case = dataclasses.replace(self.case, spec=spec)
+        super().prepare()
+
+    def settled(self):
+        word = super().settled()
+        check_images(self.world)
+        return word
+
+    def once_more(self):
+        super().once_more()
+        check_images(self.world)
+
+    def retry(self):
+        super().retry()
+        images = self.api.get("/v1/images").json["items"]
+        assert [[user["name"] for user in image["used_by"]] for image in images] == [[self.name]], images
+
+    def destroy(self):
+        super().destroy()
+        remove_images(self.world)
+
+
 def run_of(world, number):
-    return (ImageRun if world.case.image else Run)(world, number)
+    return (ImageRun if world.case.image else PulledRun if world.case.pulls else Run)(world, number)
 
 
 def counted(path):

@@ -31,6 +31,7 @@ class Case:
     again_points: Optional[Callable] = None
     until: Optional[str] = None     # a state that comes by itself after the request
     bridge: bool = False            # in a network namespace with a bridge br0
+    pulls: bool = False             # create brings its image by a URL
     image: Optional[str] = None     # of no VM, but of an image of this format (crash_images.py)
 
 
@@ -178,6 +179,8 @@ IMAGES = [
     Case("image: pull and convert", "pull", None, "ready", image="vmdk"),
     Case("image: convert", "convert", "ready", "ready", image="qcow2"),
     Case("image: delete", "delete", "ready", None, image="qcow2"),
+    Case("image: pulled by a create", "create", None, "prepared", pulls=True, again=after("image:file-in-place"),
+         points=lambda points: [point for point in points if "image" in point[0] or point[0].startswith(("op:vm.create:build", "store:vm.create"))]),
 ]
 
 CASES = NOOP + IMAGES + QEMU

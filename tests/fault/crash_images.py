@@ -1,14 +1,37 @@
 """Of images what crash.py's Run is of VMs: a request, a crash, and what the next vmmd must make of it.
 
-A pull, a conversion or a delete has come to its end or had no effect; what a pull had fetched may stay, to be gone on with; nothing else
-may."""
+A pull, a conversion or a delete has come to its end or had no effect. What a pull had fetched may stay where it can be gone on with, which of
+a file it cannot; nothing else may."""
 import os
 import subprocess
 
 from crash_world import GONE, INTERRUPTED, check_operation
 from lib.vms import eventually
 
-GOES_ON = (".part", ".note")    # of a pull that was interrupted
+
+def make_disk(world, name, kind):
+    """The URL of an empty disk."""
+    path = os.path.join(world.daemon.dir, f"{name}.{kind}")
+    subprocess.run(["qemu-img", "create", "-q", "-f", kind, path, "1M"], check=True)
+    return f"file://{path}"
+
+
+def check_images(world):
+    """A file for each image, which is ready, nothing else, and no helper."""
+    top = os.path.join(world.daemon.data_dir, "images")
+    images = world.api.get("/v1/images").json["items"]
+    there = set(os.listdir(top)) if os.path.isdir(top) else set()
+    assert all(image["state"] == "ready" for image in images), images
+    assert {os.path.basename(image["path"]) for image in images} == there, (images, there)
+    eventually(world.daemon.leftovers, lambda pids: not pids, 10)
+
+
+def remove_images(world):
+    for image in world.api.get("/v1/images").json["items"]:
+        answer = world.api.delete(f"/v1/images/{image['name']}", prefer_wait=60)
+        assert answer.status == 200, answer
+    world.quiet()
+    check_images(world)
 
 
 class ImageRun:
@@ -22,9 +45,7 @@ class ImageRun:
     # --- before ---
 
     def prepare(self):
-        path = os.path.join(self.world.daemon.dir, f"{self.name}.{self.case.image}")
-        subprocess.run(["qemu-img", "create", "-q", "-f", self.case.image, path, "1M"], check=True)
-        self.url = f"file://{path}"
+        self.url = make_disk(self.world, self.name, self.case.image)
         if self.case.state:
             answer = self.api.post("/v1/images", {"name": self.name, "url": self.url}, prefer_wait=60)
             assert answer.status == 200, answer
@@ -78,18 +99,8 @@ class ImageRun:
         assert (made is not None) == (done and self.case.verb == "convert"), (self.word, made)
         assert (source is not None) == (done if self.case.verb == "pull" else not done or self.case.verb == "convert"), (self.word, source)
         assert self.case.verb != "delete" or self.word in ("finished", "not taken"), self.op
-        assert all(image is None or image["state"] == "ready" for image in (made, source)), (made, source)
-        self.check_files()
+        check_images(self.world)
         return self.word
-
-    def check_files(self):
-        """A file for each image, what can be gone on with, and no helper."""
-        top = os.path.join(self.world.daemon.data_dir, "images")
-        mine = {os.path.basename(image["path"]) for image in self.api.get("/v1/images").json["items"]}
-        there = set(os.listdir(top)) if os.path.isdir(top) else set()
-        assert mine <= there, f"missing: {mine - there}"
-        assert not {name for name in there - mine if not name.endswith(GOES_ON)}, f"left: {there - mine}"
-        eventually(self.world.daemon.leftovers, lambda pids: not pids, 10)
 
     def unlabel(self):
         pass
@@ -105,7 +116,7 @@ class ImageRun:
         self.world.start()
         after = look()
         assert after == before, f"another start changed something:\n{before}\n{after}"
-        self.check_files()
+        check_images(self.world)
 
     def retry(self):
         answer = self.send(wait=60)
@@ -118,12 +129,7 @@ class ImageRun:
     def destroy(self):
         for image in self.api.get("/v1/images").json["items"]:
             assert image["name"] in (self.name, self.made), f"an image too many: {image}"
-            answer = self.api.delete(f"/v1/images/{image['name']}", prefer_wait=60)
-            assert answer.status == 200, answer
-        assert self.api.post("/v1/images/prune", {}).status == 200
-        self.world.quiet()
-        top = os.path.join(self.world.daemon.data_dir, "images")
-        assert not os.path.isdir(top) or os.listdir(top) == [], os.listdir(top)
+        remove_images(self.world)
 
     def after(self):
         word = self.settled()

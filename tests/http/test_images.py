@@ -511,13 +511,13 @@ def test_what_no_row_has_is_removed_at_the_start(vmmd, web):
     pulled(vmmd.client(), web.url("disk.raw"), "disk")
     kept = files(vmmd)
     vmmd.kill9()
-    for name in ("01980000-0000-7000-8000-000000000000.img", "ab.new", "old.part", "old.note", "young.part"):
+    for name in ("01980000-0000-7000-8000-000000000000.img", "ab.new", "old.part", "old.note", "young.part", "young.note", "alone.part", "mute.part", "mute.note"):
         with open(os.path.join(vmmd.data_dir, "images", name), "w", encoding="utf-8") as file:
-            file.write("x")
+            file.write("x" if name != "mute.note" else "")
     for name in ("old.part", "old.note"):
         os.utime(os.path.join(vmmd.data_dir, "images", name), (1, 1))
     vmmd.start()
-    assert files(vmmd) == sorted(kept + ["young.part"])
+    assert files(vmmd) == sorted(kept + ["young.note", "young.part"]), "to be gone on with: young, and with its note"
 
 
 def test_stop_does_not_wait_for_a_pull(vmmd, web):
