@@ -56,7 +56,9 @@ def test_name_is_made_of_the_url(vmmd, web):
     ("gzip", gzip.compress), ("xz", lzma.compress),
     ("zstd", lambda data: subprocess.run(["zstd", "-q", "-c"], input=data, stdout=subprocess.PIPE, check=True).stdout),
     ("gzip", lambda data: gzip.compress(data[:1000]) + gzip.compress(data[1000:])),
-], ids=["gzip", "xz", "zstd", "two gzip streams"])
+    ("zstd", lambda data: subprocess.run(["zstd", "-q", "-c", "--no-check"], input=data, stdout=subprocess.PIPE, check=True).stdout),
+    ("gzip", lambda data: gzip.compress(data) + bytes(512)),
+], ids=["gzip", "xz", "zstd", "two gzip streams", "zstd without a checksum", "padded gzip"])
 def test_packed(vmmd, web, packing, pack):
     packed = pack(DISK)
     web.files["disk"] = packed
@@ -66,11 +68,29 @@ def test_packed(vmmd, web, packing, pack):
         assert file.read() == DISK
 
 
+@pytest.mark.parametrize("packer", ["zstd -q -c --no-check", "zstd -q -c", "gzip -c", "xz -c"])
+def test_packed_and_as_long_as_some_buffers(vmmd, web, packer):
+    zeros = DISK[:512] + bytes((4 << 20) - 512)
+    web.files["disk"] = subprocess.run(packer.split(), input=zeros, stdout=subprocess.PIPE, check=True).stdout
+    assert pulled(vmmd.client(), web.url("disk"), "disk")["size_bytes"] == len(zeros)
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress], ids=["gzip", "xz"])
 def test_packed_and_cut_short(vmmd, web, pack):
     web.files["disk"] = pack(DISK)[:-20]
     answer = refused(vmmd, pull(vmmd.client(), web.url("disk"), "x"), 502, "image::download_failed")
     assert "cut short" in answer.json["detail"]
+
+
+@pytest.mark.parametrize("pack", [
+    gzip.compress, lzma.compress, lambda data: subprocess.run(["zstd", "-q", "-c"], input=data, stdout=subprocess.PIPE, check=True).stdout],
+                         ids=["gzip", "xz", "zstd"])
+@pytest.mark.parametrize("damage", [lambda packed: packed + b"more of something else", lambda packed: packed[:5000] + bytes(64) + packed[5064:]],
+                         ids=["trailing garbage", "zeros in the midst"])
+def test_packed_and_damaged(vmmd, web, pack, damage):
+    web.files["disk"] = damage(pack(DISK))
+    answer = refused(vmmd, pull(vmmd.client(), web.url("disk"), "x"), 502, "image::download_failed")
+    assert "damaged" in answer.json["detail"], answer
 
 
 def test_list_pages_in_order_of_names(vmmd, web):
@@ -168,6 +188,11 @@ def test_404_page_is_no_image(vmmd, web):
     assert answer.context == {"http_status": 404, "url": web.url("nope")}
 
 
+def test_page_that_says_200_is_no_image(vmmd, web):
+    web.files["disk.qcow2"] = b"<!doctype html><title>No such release</title>".ljust(4096)
+    refused(vmmd, pull(vmmd.client(), web.url("disk.qcow2"), "x"), 422, "image::format_detection_failed")
+
+
 def test_nobody_listens(vmmd):
     with Server() as gone:
         url = gone.url("x")
@@ -192,6 +217,27 @@ def test_short_body_is_gone_on_with(vmmd, web):
     begin_at = int(last["Range"].split("=")[1].rstrip("-"))
     assert 0 < begin_at <= 300000 and last["If-Range"] == web.etag(DISK)
     assert len(files(vmmd)) == 1
+
+
+def test_cut_twice_is_gone_on_with_twice(vmmd, web):
+    api = vmmd.client()
+    web.rules["/disk.raw"] = web.short(DISK, 300000)
+    assert pull(api, web.url("disk.raw"), "x").status == 502
+
+    def again(handler):
+        begin_at = int(handler.headers["Range"].split("=")[1].rstrip("-"))
+        handler.send_response(206)
+        handler.send_header("ETag", web.etag(DISK))
+        handler.send_header("Content-Range", f"bytes {begin_at}-{len(DISK) - 1}/{len(DISK)}")
+        handler.send_header("Content-Length", str(len(DISK) - begin_at))
+        handler.end_headers()
+        handler.wfile.write(DISK[begin_at:700000])
+        handler.close_connection = True
+    web.rules["/disk.raw"] = again
+    assert pull(api, web.url("disk.raw"), "x").status == 502
+    del web.rules["/disk.raw"]
+    assert pulled(api, web.url("disk.raw"), "x")["sha256"] == sha256(DISK)
+    assert int(web.gets("/disk.raw")[-1]["Range"].split("=")[1].rstrip("-")) > 300000
 
 
 def test_changed_meanwhile_begins_anew(vmmd, web):
@@ -310,7 +356,7 @@ def test_redirect_to_another_scheme(vmmd, web, to):
 
 
 @pytest.mark.parametrize("url", ["http://169.254.169.254/latest/", "http://[fe80::1]/x", "http://0.0.0.0/x", "http://[::ffff:169.254.169.254]/x",
-                                 "http://2852039166/x", "http://0xa9fea9fe/x", "http://[::]/x", "http://224.0.0.1/x"])
+                                 "http://2852039166/x", "http://[2002:a9fe:a9fe::1]/x", "http://[64:ff9b::a9fe:a9fe]/x", "http://0xa9fea9fe/x", "http://[::]/x", "http://224.0.0.1/x"])
 def test_addresses_that_are_not_asked(vmmd, url):
     answer = refused(vmmd, pull(vmmd.client(), url, "x"), 502, "image::download_failed")
     assert "may not be asked" in answer.json["detail"], answer

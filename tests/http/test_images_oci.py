@@ -166,14 +166,26 @@ def test_credentials_stay_with_their_registry(daemons, tmp_path):
         assert elsewhere.gets("/blob")[0]["Authorization"] is None
 
 
-def test_token_from_nowhere(vmmd):
+@pytest.mark.parametrize("auth", ["token", "basic me:secret"])
+def test_the_token_of_github_goes_to_nobody_else(daemons, tmp_path, auth):
+    with guarded(auth) as registry:
+        registry.push((SEED_LAYER, DISK))
+        vmmd = daemons(env={"GITHUB_TOKEN": "ghs_0123456789", "DOCKER_CONFIG": str(tmp_path)})
+        assert pull(vmmd.client(), registry.ref(), "x").status == (200 if auth == "token" else 502)
+        said = [authorization for _, authorization in registry.asked_tokens] + [headers["Authorization"] for _, headers in registry.seen]
+        told = " ".join(filter(None, said))
+        assert "ghs_" not in told and base64.b64encode(b"ghs_0123456789")[:8].decode() not in told and "Basic" not in told
+
+
+@pytest.mark.parametrize("realm", ["http://example.invalid/token", "http://localhost:1@example.invalid/token", "file:///etc/passwd", ""])
+def test_token_from_nowhere(vmmd, realm):
     with guarded("token") as registry:
         registry.push((SEED_LAYER, DISK))
-        registry.realm = "http://example.invalid/token"
+        registry.realm = realm
         refused(vmmd, pull(vmmd.client(), registry.ref(), "x"), 502, "oci::pull_failed")
 
 
-@pytest.mark.parametrize("url", ["oci://127.0.0.1:1/UPPER:x", "oci://127.0.0.1:1/a/../b:x", "oci://127.0.0.1:1/a:b c", "oci://127.0.0.1:1/a@md5:12",
+@pytest.mark.parametrize("url", ["oci://127.0.0.1:1/UPPER:x", "oci://127.0.0.1:1/a/../b:x", "oci://127.0.0.1:1/a:b c", "oci://127.0.0.1:1/a@md5:12", "oci://me@127.0.0.1:1/a:b",
                                  "oci://127.0.0.1:1/:x"])
 def test_references_that_are_none(vmmd, url):
     answer = pull(vmmd.client(), url, "x")

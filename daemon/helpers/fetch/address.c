@@ -27,6 +27,10 @@ static bool widen(const struct sockaddr *addr, uint8_t out[16])
     /* NAT64 and 6to4 carry an IPv4 address as well. */
     if (memcmp(out, "\x00\x64\xff\x9b\0\0\0\0\0\0\0\0", 12) == 0)
         memcpy(out, "\0\0\0\0\0\0\0\0\0\0\xff\xff", 12);
+    if (out[0] == 0x20 && out[1] == 0x02) {
+        memcpy(out + 12, out + 2, 4);
+        memcpy(out, "\0\0\0\0\0\0\0\0\0\0\xff\xff", 12);
+    }
     return true;
 }
 

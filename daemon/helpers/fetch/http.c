@@ -109,6 +109,7 @@ static void begin_body(struct transfer *t)
         if (t->part.size == 0 || t->range_from > t->part.size || t->range_total != t->part.total)
             fail(t->get->error_kind, "the server answered with another range than was asked for");
         sink_begin(t->range_from);
+        part_note(&t->part); /* it may be cut again */
         sink_expect((uint64_t)t->part.total - t->range_from);
         return;
     }

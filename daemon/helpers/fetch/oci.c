@@ -39,7 +39,7 @@ static _Noreturn void bad_reference(const char *why)
 static void parse_reference(void)
 {
     const char *text = strncmp(job.url, "oci://", 6) == 0 ? job.url + 6 : job.url;
-    const char *slash = strchr(text, '/'), *at = strchr(text, '@');
+    const char *slash = strchr(text, '/'), *at = slash != NULL ? strchr(slash, '@') : NULL;
     size_t host = slash != NULL ? (size_t)(slash - text) : 0;
 
     if (host == 0 || slash[1] == '\0')
@@ -129,7 +129,7 @@ static bool realm_fit(const char *realm)
 
     if (strncasecmp(realm, "https://", 8) == 0)
         return true;
-    if (strncasecmp(realm, "http://", 7) != 0)
+    if (strncasecmp(realm, "http://", 7) != 0 || strchr(realm, '@') != NULL)
         return false;
     snprintf(host, sizeof(host), "%.*s", (int)strcspn(realm + 7, "/?"), realm + 7);
     return plain_allowed(host);

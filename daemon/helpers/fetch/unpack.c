@@ -113,7 +113,7 @@ static void unpack_zstd(const uint8_t *data, size_t len, void (*out)(const uint8
             broken(ZSTD_getErrorName(rc));
         out(out_bytes, o.pos);
         whole = rc == 0;
-    } while (in.pos < in.size || o.pos == o.size);
+    } while (in.pos < in.size || (o.pos == o.size && !whole));
 }
 
 void unpack(const uint8_t *data, size_t len, void (*out)(const uint8_t *data, size_t len))
