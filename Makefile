@@ -243,7 +243,7 @@ check-tsan: ## C tests and a part of the API's under ThreadSanitizer
 	    $(call sanitized,build-tsan) setarch -R $(PYTEST) $(TSAN_TESTS) || status=1; exit $$status
 
 # valgrind 3.19 knows no pidfd_open(2): what watches processes cannot run under it.
-VALGRIND_CANNOT = test_child test_inspect test_qemu_backend
+VALGRIND_CANNOT = test_child test_inspect test_qemu_backend test_image_matrix test_alloc_images
 VALGRIND = valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite,indirect --child-silent-after-fork=yes
 check-valgrind: all c-tests ## the unit tests under valgrind
 	@contrib/deps.sh --need build test valgrind
