@@ -12,6 +12,7 @@ from e2e.test_files import (  # noqa: F401
     test_an_upload_that_breaks_off_leaves_what_was_there, test_bytes_and_mode_are_kept, test_errors_are_typed,
     test_files_without_a_size, test_list_mkdir_rename_delete, test_names_with_any_character,
     test_transfers_and_commands_do_not_wait_for_each_other, test_what_is_no_empty_directory_stays)
+from e2e.test_vmctl_exec import test_cp_both_ways_and_recursive  # noqa: F401
 from lib.vms import eventually
 
 
@@ -25,6 +26,11 @@ def api(shared_vmmd):
     assert guest.condition(vm, "ready")["reason"] == "agent"
     eventually(lambda: run(api, {"script": "id -u vm; exit 0", "user": "root"})["stdout"], lambda out: out != "", 30)
     return api
+
+
+@pytest.fixture
+def daemon(api):
+    return api.daemon
 
 
 @pytest.fixture(autouse=True)
