@@ -109,7 +109,8 @@ def test_a_large_file_both_ways_in_constant_memory(api):
     sock, got = fetch(api, "/mnt/l/large")
     assert got.hexdigest() == want.hexdigest()
     print("get", size / (time.monotonic() - begin) / 1e6, "MB/s")
-    assert resident(api.daemon.pid) < before + 32768
+    if "VMMD_SANITIZED" not in os.environ:  # which keeps what was freed
+        assert resident(api.daemon.pid) < before + 32768
     run(api, {"script": "umount /mnt/l", "user": "root", "via": "agent"})
 
 
