@@ -56,14 +56,15 @@ static void no_other_line_is_believed(void **state)
         "81a4 1 0 one\n",
         "81a4 1 0 1:11111111111111111111111111111111111111111111111111111111\n",
         "zz 1 0 1:1\n",
-        "81a4 1 0 1:1                                                                                          "
-        "                                                                                                    \n",
     };
     struct files_info info;
 
     (void)state;
     for (size_t i = 0; i < ARRAY_SIZE(lines); i++)
         assert_int_equal(parse_info(lines[i], &info), -1);
+    char longer[500];
+    snprintf(longer, sizeof(longer), "81a4 1 0 %450s\n", "1:1");
+    assert_int_equal(parse_info(longer, &info), -1);
 }
 
 struct entries {
