@@ -6,7 +6,7 @@
  * Failures.  A command is refused: its exit code or its last words say why, and a put's has removed what it wrote.  It is lost, or
  * the transfer is given up: the command under way is killed, and behind its end another removes what was written; until then
  * the transfer counts.  The guest was reset, or somebody else wrote: the size, or the file's identity, is not what it was, and the
- * transfer fails.  The agent is freed: all of them fail. */
+ * transfer fails.  The agent is freed: all of them fail.  vmmd itself ends: the temporary file stays, .vmmd-ID. */
 #include "guest/agent_files.h"
 
 #include <inttypes.h>
