@@ -4,9 +4,9 @@
  *   put   a command per FILES_PUT_CHUNK appends to a temporary file; the last one gives it its mode and its name
  *
  * Failures.  A command is refused: its exit code or its last words say why, and a put's has removed what it wrote.  It is lost, or
- * the transfer is given up: the command under way is killed, and behind its end another removes what was written; until then
- * the transfer counts.  The guest was reset, or somebody else wrote: the size, or the file's identity, is not what it was, and the
- * transfer fails.  The agent is freed: all of them fail.  vmmd itself ends: the temporary file stays, .vmmd-ID. */
+ * the transfer is given up: the command under way is killed, and behind its end another removes what was written (ALL_MAX bounds
+ * how many are cleaned up after at once).  The guest was reset, or somebody else wrote: the size, or the file's identity, is not
+ * what it was, and the transfer fails.  The agent is freed: all of them fail.  vmmd itself ends: the temporary file stays. */
 #include "guest/agent_files.h"
 
 #include <inttypes.h>
@@ -17,7 +17,7 @@
 #include "guest/files_script.h"
 #include "guest/internal.h"
 
-enum { ERRORS_MAX = 4096, SCRIPT_MAX = 1 << 20, INPUT_MAX = FILES_PUT_CHUNK + (128 << 10) };
+enum { ERRORS_MAX = 4096, SCRIPT_MAX = 1 << 20, INPUT_MAX = FILES_PUT_CHUNK + (128 << 10), ALL_MAX = 16 };
 
 struct agent_f {
     struct files files; /* first */
@@ -460,11 +460,13 @@ struct files *agent_files(struct loop *loop, struct agent *agent, const char *vm
                           struct error *err)
 {
     struct agent_f *f;
-    unsigned n = 0;
+    unsigned n = 0, all = 0;
 
-    for (f = agent->files; f != NULL; f = f->next)
-        n++;
-    if (n >= AGENT_FILES_MAX) {
+    for (f = agent->files; f != NULL; f = f->next) {
+        n += f->freed ? 0 : 1;
+        all++;
+    }
+    if (n >= AGENT_FILES_MAX || all >= ALL_MAX) {
         error_set(err, ERR_DAEMON_OVERLOADED, "every transfer of VM %s is taken; try again when one has ended",
                   vm_name);
         return NULL;
