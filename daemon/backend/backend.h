@@ -190,7 +190,7 @@ struct backend {
     struct exec *(*exec)(struct backend_vm *bvm, const struct exec_request *req, const struct exec_events *events,
                          void *arg, struct error *err);
 
-    /* Files of the guest of a running VM; see guest/files.h.  NULL: there are no guests.  Fails as exec. */
+    /* Files of the guest of a running VM, by SSH or else its agent; see guest/files.h.  NULL: there are no guests.  Fails as exec. */
     struct files *(*guest_files)(struct backend_vm *bvm, const struct files_request *req,
                                  const struct files_events *events, void *arg, struct error *err);
 

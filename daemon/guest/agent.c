@@ -263,6 +263,7 @@ void agent_free(struct agent *a)
     if (a == NULL)
         return;
     agent_execs_end(a);
+    agent_files_end(a);
     hang_up(a);
     timer_free(TAKE_PTR(a->timer));
     request_drop_all(a);

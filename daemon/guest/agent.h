@@ -53,7 +53,7 @@ int agent_notify(struct agent *a, const char *command, json_t *arguments, int64_
 
 /* How many lines made no sense. */
 unsigned agent_garbage(const struct agent *a);
-/* Fails the commands of agent_exec.h, silences all else.  NULL is fine. */
+/* Fails the commands of agent_exec.h and the transfers of agent_files.h, silences all else.  NULL is fine. */
 void agent_free(struct agent *a);
 
 #endif

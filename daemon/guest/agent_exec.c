@@ -199,7 +199,9 @@ static void deliver(struct agent_x *x, const json_t *status)
 static void again(struct agent_x *x)
 {
     timer_start(x->timer, x->poll_ms, 0);
-    x->poll_ms = x->poll_ms * 2 < POLL_MAX_MS ? x->poll_ms * 2 : POLL_MAX_MS;
+    x->poll_ms += x->poll_ms / 4; /* an end is seen late by a quarter of its time, at most */
+    if (x->poll_ms > POLL_MAX_MS)
+        x->poll_ms = POLL_MAX_MS;
 }
 
 static void looked(void *arg, json_t *ret, struct error *err)
@@ -367,6 +369,13 @@ static json_t *make_arguments(const struct agent_x *x, const struct exec_request
 struct exec *agent_exec(struct loop *loop, struct agent *agent, const char *vm_name, const struct exec_request *req,
                         const struct exec_events *events, void *arg, struct error *err)
 {
+    return agent_exec_up_to(AGENT_INPUT_MAX, loop, agent, vm_name, req, events, arg, err);
+}
+
+struct exec *agent_exec_up_to(size_t input_max, struct loop *loop, struct agent *agent, const char *vm_name,
+                              const struct exec_request *req, const struct exec_events *events, void *arg,
+                              struct error *err)
+{
     CLEANUP_BUF struct buf body = BUF_INIT(2 << 20);
     struct agent_x *x = mem_zalloc(sizeof(*x));
     const char *user = req->user != NULL ? req->user : req->default_user;
@@ -385,12 +394,12 @@ struct exec *agent_exec(struct loop *loop, struct agent *agent, const char *vm_n
     x->user = user != NULL ? mem_strdup(user) : NULL;
     x->timer = timer_new(loop, turn, x);
     x->state = OVER; /* not listed yet */
-    if (script_body(&body, req, x->nonce, SCRIPT_AGENT) == 0 && body.len + req->input_len <= AGENT_INPUT_MAX)
+    if (script_body(&body, req, x->nonce, SCRIPT_AGENT) == 0 && body.len + req->input_len <= input_max)
         x->arguments = make_arguments(x, req, body.data);
     if (x->arguments == NULL || x->timer == NULL || x->vm_name == NULL) {
-        if (body.len + req->input_len > AGENT_INPUT_MAX) {
+        if (body.len + req->input_len > input_max) {
             error_set(err, ERR_API_INVALID_FIELD, "the guest agent takes %d KiB of command and input, not %zu",
-                      AGENT_INPUT_MAX >> 10, (body.len + req->input_len) >> 10);
+                      (int)(input_max >> 10), (body.len + req->input_len) >> 10);
             error_ctx_str(err, "pointer", req->input_len > 0 ? "/stdin_base64" : "/script");
             error_ctx_str(err, "expected", "at most 128 KiB over the guest agent; SSH takes more");
         } else {

@@ -15,4 +15,9 @@ enum { AGENT_INPUT_MAX = 128 << 10, AGENT_OUTPUT_MAX = 1 << 20 };
 struct exec *agent_exec(struct loop *loop, struct agent *agent, const char *vm_name, const struct exec_request *req,
                         const struct exec_events *events, void *arg, struct error *err);
 
+/* The same with another bound on what goes in. */
+struct exec *agent_exec_up_to(size_t input_max, struct loop *loop, struct agent *agent, const char *vm_name,
+                              const struct exec_request *req, const struct exec_events *events, void *arg,
+                              struct error *err);
+
 #endif

@@ -55,6 +55,7 @@ struct agent {
     int64_t probe_interval_ms;
 
     struct agent_x *execs; /* agent_exec.c: not ended */
+    struct agent_f *files; /* agent_files.c: not freed, or not cleaned up after */
 
     unsigned pins;
     bool freed;
@@ -86,6 +87,8 @@ void request_resync(struct agent *a, bool closed);
 void request_too_long(struct agent *a);
 /* agent_exec.c: the agent is freed; fails them all. */
 void agent_execs_end(struct agent *a);
+/* agent_files.c: the same, after that. */
+void agent_files_end(struct agent *a);
 /* The time at which request_expire has something to do, INT64_MAX: none. */
 int64_t request_next_time(const struct agent *a);
 /* Forgets all without a reply. */

@@ -6,32 +6,30 @@
 
 enum { WRITE_HIGH = 512 << 10 };
 
-struct files {
+struct ssh_f {
+    struct files files; /* first */
     struct ssh *ssh;
     struct channel *channel;
-    struct files_events events;
-    void *arg;
     enum files_op op;
     char *path;
 };
 
-static void release(struct files *f)
+static void release(struct ssh_f *f)
 {
     channel_free(f->channel);
     mem_free(f->path);
     mem_free(f);
 }
 
-void files_free(struct files *f)
+static void f_free(struct files *f)
 {
-    if (f != NULL)
-        release(f);
+    release(CONTAINER_OF(f, struct ssh_f, files));
 }
 
 /* `error` and `detail` of the helper. */
-static void refusal(const struct files *f, const char *kind, const char *detail, struct error *err)
+static void refusal(const struct ssh_f *f, const char *kind, const char *detail, struct error *err)
 {
-    const char *vm = ssh_get_config(f->ssh)->vm_name, *user = ssh_get_config(f->ssh)->user;
+    const char *vm = ssh_get_config(f->ssh)->vm_name;
 
     if (strcmp(kind, "busy") == 0) {
         error_set(err, ERR_DAEMON_OVERLOADED, "every transfer of VM %s is taken; try again when one has ended", vm);
@@ -39,28 +37,10 @@ static void refusal(const struct files *f, const char *kind, const char *detail,
     }
     if (ssh_error(f->ssh, kind, detail, err))
         return;
-    if (strcmp(kind, "missing") == 0) {
-        error_set(err, ERR_GUEST_FILE_NOT_FOUND, "the guest of VM %s has no %.300s", vm, f->path);
-    } else if (strcmp(kind, "denied") == 0) {
-        error_set(err, ERR_GUEST_FILE_PERMISSION_DENIED, "user %s of VM %s may not do that to %.300s", user, vm,
-                  f->path);
-    } else if (strcmp(kind, "no_space") == 0) {
-        error_set(err, ERR_GUEST_NO_SPACE, "the file system of %.300s in VM %s is full", f->path, vm);
-    } else if (strcmp(kind, "not_directory") == 0) {
-        error_set(err, ERR_GUEST_NOT_A_DIRECTORY, "%.300s in VM %s is no directory", f->path, vm);
-    } else if (strcmp(kind, "not_file") == 0) {
-        error_set(err, ERR_API_INVALID_FIELD, "%.300s in VM %s is no regular file", f->path, vm);
-        error_help(err, "name a file; list=1 lists a directory");
-        error_ctx_str(err, "pointer", "/path");
-        error_ctx_str(err, "expected", "the path of a regular file");
-    } else {
-        error_set(err, ERR_IO, "the guest of VM %s could not do that to %.300s", vm, f->path);
-        error_help(err, "the guest's answer is in causes; a directory must be empty to be deleted");
-        error_cause(err, "%.300s", detail);
-    }
+    files_refusal(kind, detail, vm, ssh_get_config(f->ssh)->user, f->path, err);
 }
 
-static void take_end(struct files *f, const char *data, size_t len)
+static void take_end(struct ssh_f *f, const char *data, size_t len)
 {
     CLEANUP_ERROR struct error err = ERROR_INIT;
     json_t *doc = json_loadb(data, len, JSON_REJECT_DUPLICATES, NULL);
@@ -71,49 +51,52 @@ static void take_end(struct files *f, const char *data, size_t len)
     else if (kind != NULL)
         refusal(f, kind, detail, &err);
     channel_free(TAKE_PTR(f->channel));
-    f->events.ended(f->arg, error_is_set(&err) ? NULL : doc, &err);
+    f->files.events.ended(f->files.arg, error_is_set(&err) ? NULL : doc, &err);
     json_decref(doc);
 }
 
 static void on_frame(void *arg, int type, const char *data, size_t len)
 {
-    struct files *f = arg;
+    struct ssh_f *f = arg;
 
     if (type == FRAME_END) {
         take_end(f, data, len);
     } else if (type == FRAME_STARTED) {
         json_t *stat = json_loadb(data, len, JSON_REJECT_DUPLICATES, NULL);
-        f->events.began(f->arg, stat);
+        f->files.events.began(f->files.arg, stat);
         json_decref(stat);
-    } else if (type == FRAME_OUT && f->events.data != NULL) {
-        f->events.data(f->arg, data, len);
+    } else if (type == FRAME_OUT && f->files.events.data != NULL) {
+        f->files.events.data(f->files.arg, data, len);
     }
 }
 
 static void on_drained(void *arg)
 {
-    struct files *f = arg;
+    struct ssh_f *f = arg;
 
     if (f->op == FILES_PUT)
-        f->events.room(f->arg);
+        f->files.events.room(f->files.arg);
 }
 
 static void on_broken(void *arg, struct error *err)
 {
-    struct files *f = arg;
+    struct ssh_f *f = arg;
 
     channel_free(TAKE_PTR(f->channel));
-    f->events.ended(f->arg, NULL, err);
+    f->files.events.ended(f->files.arg, NULL, err);
 }
 
-void files_pause(struct files *f, bool paused)
+static void f_pause(struct files *files, bool paused)
 {
+    struct ssh_f *f = CONTAINER_OF(files, struct ssh_f, files);
+
     if (f->channel != NULL)
         channel_pause(f->channel, paused);
 }
 
-size_t files_write(struct files *f, const void *data, size_t len)
+static size_t f_write(struct files *files, const void *data, size_t len)
 {
+    struct ssh_f *f = CONTAINER_OF(files, struct ssh_f, files);
     size_t pending = f->channel != NULL ? channel_pending(f->channel) : WRITE_HIGH;
 
     if (pending >= WRITE_HIGH)
@@ -123,17 +106,21 @@ size_t files_write(struct files *f, const void *data, size_t len)
     return channel_send(f->channel, FRAME_INPUT, data, len) == 0 ? len : 0;
 }
 
-void files_write_end(struct files *f)
+static void f_write_end(struct files *files)
 {
+    struct ssh_f *f = CONTAINER_OF(files, struct ssh_f, files);
+
     if (f->channel != NULL)
         channel_send(f->channel, FRAME_INPUT_END, "", 0);
 }
 
+static const struct files_ops ops = {.pause = f_pause, .write = f_write, .write_end = f_write_end, .free = f_free};
+
 static json_t *request_json(const struct files_request *req)
 {
-    static const char *const ops[] = {"get", "put", "stat", "list", "mkdir", "rename", "delete"};
+    static const char *const names[] = {"get", "put", "stat", "list", "mkdir", "rename", "delete"};
 
-    return json_pack("{s:s, s:s, s:s*, s:s*, s:b}", "op", ops[req->op], "path", req->path, "to", req->to, "mode",
+    return json_pack("{s:s, s:s, s:s*, s:s*, s:b}", "op", names[req->op], "path", req->path, "to", req->to, "mode",
                      req->mode, "parents", req->parents);
 }
 
@@ -141,18 +128,21 @@ struct files *ssh_files(struct ssh *ssh, const struct files_request *req, const 
                         struct error *err)
 {
     static const struct channel_events channel_events = {.frame = on_frame, .drained = on_drained, .broken = on_broken};
-    struct files *f = mem_zalloc(sizeof(*f));
+    struct ssh_f *f = mem_zalloc(sizeof(*f));
 
     if (f == NULL) {
         error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
         return NULL;
     }
-    *f = (struct files){.ssh = ssh, .events = *events, .arg = arg, .op = req->op, .path = mem_strdup(req->path)};
+    f->files = (struct files){.ops = &ops, .events = *events, .arg = arg};
+    f->ssh = ssh;
+    f->op = req->op;
+    f->path = mem_strdup(req->path);
     f->channel = channel_open(ssh, 'f', &channel_events, f, err);
     if (f->channel == NULL || f->path == NULL || channel_send_json(f->channel, FRAME_REQUEST, request_json(req)) < 0) {
         error_set(err, ERR_DAEMON_OVERLOADED, "no memory for a transfer with VM %s", ssh_get_config(ssh)->vm_name);
         release(f);
         return NULL;
     }
-    return f;
+    return &f->files;
 }

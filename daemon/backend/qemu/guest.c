@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "guest/agent_exec.h"
+#include "guest/agent_files.h"
 
 enum { AGENT_INTERVAL_MS = 10000, PROBE_AGAIN_MS = 1000 };
 
@@ -310,7 +311,10 @@ void guest_close(struct backend_vm *bvm)
     timer_free(TAKE_PTR(bvm->guest_timer));
 }
 
-/* ---- commands ---- */
+/* ---- commands and files ---- */
+
+#define NO_CHANNEL "has neither a key and an address for SSH nor a guest agent that answers"
+#define NO_CHANNEL_HELP "wait until it is ready; create it with cloud_init, or with an agent in its image"
 
 static struct exec *unavailable(struct backend_vm *bvm, const char *what, const char *help, struct error *err)
 {
@@ -339,8 +343,7 @@ struct exec *qemu_exec(struct backend_vm *bvm, const struct exec_request *req, c
         return ssh_exec(bvm->ssh, req, events, arg, err);
     if (agent)
         return agent_exec(bvm->be->loop, bvm->agent, bvm->vm->name, req, events, arg, err);
-    return unavailable(bvm, "has neither a key and an address for SSH nor a guest agent that answers",
-                       "wait until it is ready; create it with cloud_init, or with an agent in its image", err);
+    return unavailable(bvm, NO_CHANNEL, NO_CHANNEL_HELP, err);
 }
 
 struct files *qemu_files(struct backend_vm *bvm, const struct files_request *req, const struct files_events *events,
@@ -348,7 +351,8 @@ struct files *qemu_files(struct backend_vm *bvm, const struct files_request *req
 {
     if (bvm->ssh)
         return ssh_files(bvm->ssh, req, events, arg, err);
-    unavailable(bvm, "has no key or no address to reach its files by SSH",
-                "create it with cloud_init and a network; or move the bytes by `vmctl exec --via agent`", err);
+    if (bvm->agent && agent_is_up(bvm->agent))
+        return agent_files(bvm->be->loop, bvm->agent, bvm->vm->name, vm_ssh_user(bvm->vm), req, events, arg, err);
+    unavailable(bvm, NO_CHANNEL, NO_CHANNEL_HELP, err);
     return NULL;
 }
