@@ -7,33 +7,43 @@ import subprocess
 from wire import Wire, median, ratio, until
 
 EXEC_ROUNDS = 101
-PUT_ROUNDS, PUT_MIB = 5, int(os.environ.get("VMMD_BENCH_PUT_MIB", "256"))
+PUT_ROUNDS, PUT_MIB = 3, int(os.environ.get("VMMD_BENCH_PUT_MIB", "256"))
 BOOT_S = 300
 
 
 class Guest:
     """One guest, a connection to vmmd, and OpenSSH's client with a connection of its own that stays open."""
 
-    def __init__(self, bench, kernel, initrd):
-        self.vmmd = bench.vmmd("guest")
+    def __init__(self, bench):
+        self.bench, self.vmmd = bench, bench.vmmd("guest")
         self.wire = Wire(self.vmmd.socket)
+        self.config, self.control = os.path.join(bench.dir, "ssh_config"), os.path.join(bench.dir, "ssh")
+        self.master = None
+
+    def boot(self, kernel, initrd):
         image = os.environ.get("VMMD_BENCH_IMAGE")
         start = {"image": image, "disk_gb": 4} if image else {"machine": "microvm", "boot": {"kernel": kernel, "initrd": initrd}}
         self.wire.must("POST", "/v1/vms", {"name": "guest", "start": True, "spec": {
             **start, "memory_mb": 1024, "network": {"type": "user"}, "cloud_init": {"hostname": "guest"}}})
         self.wire.sock.settimeout(BOOT_S + 10)
         self.wire.must("GET", f"/v1/vms/guest/wait?for={'cloud_init&for=' if image else ''}ready&timeout={BOOT_S}")
-        self.config, self.control = os.path.join(bench.dir, "ssh_config"), os.path.join(bench.dir, "ssh")
         with open(self.config, "wb") as file:
-            file.write(subprocess.run([os.path.join(bench.build, "vmctl"), "--socket", self.vmmd.socket, "ssh-config", "guest"], check=True,
+            file.write(subprocess.run([os.path.join(self.bench.build, "vmctl"), "--socket", self.vmmd.socket, "ssh-config", "guest"], check=True,
                                       stdout=subprocess.PIPE, timeout=30).stdout)
-        bench.ended_by_us.append(subprocess.Popen(["ssh", "-F", self.config, "-MNS", self.control, "guest"], stdin=subprocess.DEVNULL))
+        self.master = subprocess.Popen(["ssh", "-F", self.config, "-MNS", self.control, "guest"], stdin=subprocess.DEVNULL)
+        self.bench.ended_by_us.append(self.master)
         until(lambda: os.path.exists(self.control), 60, "ssh's control socket")
 
     def close(self):
-        self.wire.must("POST", "/v1/vms/guest/kill")
-        self.wire.must("DELETE", "/v1/vms/guest")
+        """Also when a row broke off: the guest would outlive its vmmd."""
+        if self.master:
+            self.master.terminate()
+            self.master.wait(10)
         self.wire.close()
+        wire = Wire(self.vmmd.socket)
+        for method, path in (("POST", "/v1/vms/guest/kill"), ("DELETE", "/v1/vms/guest")):
+            wire.ask(method, path)
+        wire.close()
         self.vmmd.stop()
 
     def run(self, *command):
@@ -82,9 +92,12 @@ def put_row(bench, guest):
 
 
 def guest_rows(bench, wanted, kernel, initrd):
-    guest = Guest(bench, kernel, initrd)
-    if "exec" in wanted:
-        exec_row(bench, guest)
-    if "put" in wanted:
-        put_row(bench, guest)
-    guest.close()
+    guest = Guest(bench)
+    try:
+        guest.boot(kernel, initrd)
+        if "exec" in wanted:
+            exec_row(bench, guest)
+        if "put" in wanted:
+            put_row(bench, guest)
+    finally:
+        guest.close()
