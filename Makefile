@@ -200,7 +200,7 @@ check-e2e: all guest ## real guests
 	$(NEED_TESTS)
 	@$(PYTEST) -n 2 tests/e2e
 
-check-debian: all guest guest-debian ## a Debian cloud guest, which boots in a minute (DEBIAN="-k seed_to_destroy": one boot)
+check-debian: all guest guest-debian ## a Debian cloud guest, which boots in a minute (DEBIAN="-k proof": one boot)
 	$(NEED_TESTS)
 	@$(PYTHON) -m pytest -q tests/debian $(DEBIAN)
 

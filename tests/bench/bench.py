@@ -1,6 +1,6 @@
 """Speed and size of vmmd, as ratios against bare references measured in the same run, interleaved; medians.
 
-    bench.py [WHAT ...]     of: get start end size create pull; all by default
+    bench.py [WHAT ...]     of: get start end size create pull exec put; all by default
 
 Everything runs on loopback and in one directory, which is removed; every process is ended by its pid."""
 import json
@@ -11,11 +11,13 @@ import shutil
 import signal
 import socket
 import sqlite3
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+
+from guests import guest_rows
+from wire import Wire, cpu_us, free_port, median, ratio, until
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BUILD = os.environ.get("BUILD", os.path.join(ROOT, "build"))
@@ -26,84 +28,6 @@ GET_ROUNDS, GET_CONNECTIONS = 11, 16
 START_ROUNDS = 15
 LIST_ROUNDS, READY_ROUNDS = 41, 7
 PULL_ROUNDS, PULL_MIB = 7, int(os.environ.get("VMMD_BENCH_PULL_MIB", "1024"))
-
-
-def median(values):
-    return statistics.median(values)
-
-
-def ratio(ours, reference):
-    """The median of the rounds' ratios: what else the machine does in a round meets both of a pair."""
-    return median([a / b for a, b in zip(ours, reference, strict=True)])
-
-
-def cpu_us(pid):
-    """User and system time of a process in microseconds, by its scheduler's own count."""
-    total = 0
-    for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/schedstat", encoding="ascii") as file:
-            total += int(file.read().split()[0])
-    return total / 1000
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-def until(holds, seconds, what, pause=0.0005):
-    end = time.monotonic() + seconds
-    while True:
-        value = holds()
-        if value:
-            return value
-        if time.monotonic() > end:
-            raise SystemExit(f"bench: {what}: not within {seconds} s")
-        time.sleep(pause)
-
-
-class Wire:
-    """One kept connection over a Unix socket, with as little of our own time in it as Python allows."""
-
-    def __init__(self, path):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(60)
-        self.sock.connect(path)
-
-    def ask(self, method, path, body=None, wait=True):
-        data = b"" if body is None else json.dumps(body).encode()
-        head = f"{method} {path} HTTP/1.1\r\nHost: vmmd\r\n"
-        if wait and method != "GET":
-            head += "Prefer: wait=60\r\n"
-        if method == "POST":
-            head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
-        self.sock.sendall(head.encode() + b"\r\n" + data)
-        have = self.sock.recv(1 << 20)
-        while b"\r\n\r\n" not in have:
-            have += self._more()
-        head, _, rest = have.partition(b"\r\n\r\n")
-        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        pieces, got = [rest], len(rest)
-        while got < length:
-            pieces.append(self._more())
-            got += len(pieces[-1])
-        return head, b"".join(pieces)
-
-    def _more(self):
-        piece = self.sock.recv(1 << 20)
-        if not piece:
-            raise SystemExit("bench: vmmd ended the connection")
-        return piece
-
-    def must(self, method, path, body=None):
-        head, answer = self.ask(method, path, body)
-        if not head.startswith(b"HTTP/1.1 2"):
-            raise SystemExit(f"bench: {method} {path}: {head!r} {answer[:500]!r}")
-        return answer
-
-    def close(self):
-        self.sock.close()
 
 
 class Vmmd:
@@ -158,6 +82,8 @@ class Vmmd:
 
 
 class Bench:
+    build = BUILD
+
     def __init__(self, seed):
         self.random = random.Random(seed)
         self.dir = tempfile.mkdtemp(prefix="vmmd-bench-", dir=os.environ.get("VMMD_BENCH_DIR", "/var/tmp"))
@@ -191,6 +117,12 @@ class Bench:
         """Both, in an order the seed chooses."""
         for measure in self.random.sample((ours, reference), 2):
             measure()
+
+    @staticmethod
+    def timed(took, what):
+        began = time.monotonic()
+        what()
+        took.append(time.monotonic() - began)
 
     def bare(self, get, post):
         """bare libmicrohttpd on the loop, answering these bytes."""
@@ -501,7 +433,7 @@ def print_table(rows, notes, seed, seconds):
 
 
 def main():
-    wanted = set(sys.argv[1:]) or {"get", "start", "end", "create", "size", "pull"}
+    wanted = set(sys.argv[1:]) or {"get", "start", "end", "create", "size", "pull", "exec", "put"}
     seed = int(os.environ.get("VMMD_BENCH_SEED", time.time_ns() % 1000000))
     began = time.monotonic()
     bench = Bench(seed)
@@ -513,6 +445,8 @@ def main():
             bench.start_end()
         if "pull" in wanted:
             bench.pull()
+        if wanted & {"exec", "put"}:
+            guest_rows(bench, wanted, f"{GUEST}/vmlinuz", f"{GUEST}/initrd.img")
         if wanted & {"create", "size"}:
             bench.create_size("create" in wanted, "size" in wanted)
     finally:

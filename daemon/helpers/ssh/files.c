@@ -17,6 +17,7 @@
 #include "base/fd.h"
 #include "base/mem.h"
 #include "base/uuid.h"
+#include "helpers/ssh/sftp_ahead.h"
 #include "helpers/ssh/ssh.h"
 
 enum {
@@ -284,35 +285,37 @@ static void list(struct files *f, const char *path)
 
 /* --- into the guest --- */
 
-static int write_chunk(struct files *f, sftp_file file, size_t len)
+static int write_chunk(struct files *f, struct write_ahead *w, size_t len)
 {
-    size_t done = 0;
+    int rc = write_ahead(w, f->chunk.data, len);
 
-    while (done < len) {
-        ssize_t n = sftp_write(file, f->chunk.data + done, len - done);
-        if (n <= 0)
-            return -1;
-        done += (size_t)n;
-    }
     buf_consume(&f->chunk, len);
-    return 0;
+    return rc;
 }
 
 /* The body, to FRAME_INPUT_END. */
-static int receive_file(struct files *f, sftp_file file)
+static int receive_body(struct files *f, struct write_ahead *w)
 {
     int type;
 
     buf_reset(&f->chunk);
     while ((type = receive_frame(f, &f->chunk)) == FRAME_INPUT)
         while (f->chunk.len >= f->write_size)
-            if (write_chunk(f, file, f->write_size) < 0)
+            if (write_chunk(f, w, f->write_size) < 0)
                 return -1;
     if (type != FRAME_INPUT_END) {
         f->lost = true;
         return -1;
     }
-    return f->chunk.len > 0 ? write_chunk(f, file, f->chunk.len) : 0;
+    return f->chunk.len > 0 ? write_chunk(f, w, f->chunk.len) : 0;
+}
+
+static int receive_file(struct files *f, sftp_file file)
+{
+    struct write_ahead w = {.file = file};
+    int rc = receive_body(f, &w);
+
+    return write_ahead_end(&w) < 0 ? -1 : rc;
 }
 
 static bool disk_full(struct files *f, const char *path)

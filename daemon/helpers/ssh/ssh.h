@@ -3,7 +3,7 @@
  *   vmmd-ssh.c   arguments, confinement, the control socket: sessions to their workers
  *   conn.c       a connection: TCP, banner, host key, user key
  *   exec.c       a worker with one connection and some channels, each a command
- *   files.c      a worker with one connection and SFTP, one transfer after the other
+ *   files.c      a worker with one connection and SFTP, one transfer after the other; sftp_ahead.c, its writes
  *
  * One thread per worker, one connection per thread: libssh is never shared.  What threads share is in `struct helper`. */
 #ifndef HELPERS_SSH_SSH_H
