@@ -240,6 +240,22 @@ def test_a_helper_that_dies_fails_its_command_and_is_replaced(api):
     assert helpers(api.daemon) != [pid]
 
 
+def test_a_command_whose_helper_dies_before_the_guest_is_asked_runs_on_the_next(api):
+    run(api, {"command": ["true"]})
+    (pid,) = helpers(api.daemon)
+    os.kill(pid, signal.SIGSTOP)
+    answers = []
+    threads = [threading.Thread(target=lambda i=i: answers.append(run(api, {"command": ["echo", str(i)]})["stdout"])) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: api.get("/metrics").text, lambda text: 'vmmd_limit_used{limit="execs"} 3' in text)
+    os.kill(pid, signal.SIGKILL)
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == ["0\n", "1\n", "2\n"]
+    assert pid not in helpers(api.daemon)
+
+
 def test_keys_are_private_from_birth_and_open_the_guest(api):
     access = api.get("/v1/vms/web/ssh").json
     key = access["private_key_path"]

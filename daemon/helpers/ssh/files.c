@@ -518,7 +518,8 @@ static void serve_one(struct files *f)
     f->lost = false;
     if (receive_frame(f, &text) == FRAME_REQUEST && connected(f)) {
         json_t *request = json_loadb(text.data, text.len, JSON_REJECT_DUPLICATES, NULL);
-        obey(f, request);
+        if (send_frame(f, FRAME_ASKED, "", 0) == 0)
+            obey(f, request);
         json_decref(request);
         if (f->lost)
             disconnect(f);
@@ -530,12 +531,15 @@ static void serve_one(struct files *f)
 void *files_worker(void *arg)
 {
     struct files f = {.w = arg, .fd = -1};
+    struct given given;
     char bytes[16];
 
     buf_init(&f.chunk, WRITE_SIZE_OPENSSH + 2 * FRAME_MAX);
     while (!worker_retire(f.w)) {
-        while ((f.fd = worker_take(f.w)) >= 0)
+        while (worker_take(f.w, &given)) {
+            f.fd = given.fd;
             serve_one(&f);
+        }
         struct pollfd p = {.fd = f.w->wake[0], .events = POLLIN};
         poll(&p, 1, TICK_MS);
         while (read(f.w->wake[0], bytes, sizeof(bytes)) > 0)
