@@ -38,6 +38,7 @@ struct ssh {
     struct poller *poller;
     char why[200]; /* what the helper said before it gave up */
     struct channel *channels;
+    bool ending;
     int64_t killing_until; /* the helper may be killing a command in the guest */
 };
 
@@ -384,6 +385,11 @@ void channel_free(struct channel *c)
 
 /* --- the guest --- */
 
+bool ssh_is_ending(const struct ssh *ssh)
+{
+    return ssh->ending;
+}
+
 const struct ssh_config *ssh_get_config(const struct ssh *ssh)
 {
     return &ssh->config;
@@ -470,6 +476,7 @@ void ssh_free(struct ssh *ssh, bool guest_gone)
         return;
     if (ssh->child != NULL && (guest_gone || (ssh->channels == NULL && loop_now_ms(ssh->loop) >= ssh->killing_until)))
         child_signal(ssh->child, SIGKILL);
+    ssh->ending = true;
     while (ssh->channels != NULL) { /* told, so that their owners let go */
         struct channel *c = ssh->channels;
         channel_broken(c, "was ended with the guest");

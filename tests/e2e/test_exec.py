@@ -238,6 +238,7 @@ def test_a_helper_that_dies_fails_its_command_and_is_replaced(api):
     assert answers[0].status == 502 and answers[0].code == "ssh::failed"
     assert run(api, {"command": ["echo", "new"]})["stdout"] == "new\n"
     assert helpers(api.daemon) != [pid]
+    eventually(lambda: count(api, "^sleep 40"), lambda n: n == 0)  # the next helper has killed it
 
 
 def test_a_command_whose_helper_dies_before_the_guest_is_asked_runs_on_the_next(api):

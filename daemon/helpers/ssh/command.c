@@ -119,7 +119,7 @@ static bool take_request(struct session *s, const char *data, size_t len)
         s->asked = true;
         s->probe = strcmp(op, "probe") == 0;
         s->sudo = sudo != 0;
-        s->command = mem_strdup(s->probe ? "exec true" : command != NULL ? command : "");
+        s->command = mem_strdup(command != NULL ? command : "exec true");
         snprintf(s->nonce, sizeof(s->nonce), "%s", nonce);
         count_command(s, 1);
     }
@@ -311,22 +311,26 @@ static bool write_channel(struct session *s)
     return false;
 }
 
-/* The wrapper's line: "PID LEADER", or "!WORD". */
+/* The wrapper's line: "PID LEADER START", or "!WORD". */
 static void take_mark(struct session *s, const char *said, char *rest, size_t len)
 {
-    int leader = 0;
+    int leader = 0, n;
+    long long start = 0;
+    char json[96];
 
     s->marked = true;
     if (said[0] == '!') {
         fail(s, "script", said + 1);
         return;
     }
-    if (sscanf(said, "%ld %d", &s->pid, &leader) != 2 || s->pid <= 1) {
+    if (sscanf(said, "%9ld %1d %18lld", &s->pid, &leader, &start) < 2 || s->pid <= 1) {
+        s->pid = 0;
         fail(s, "script", "mark");
         return;
     }
     s->leader = leader != 0;
-    frame_append(&s->out, FRAME_STARTED, "{}", 2);
+    n = snprintf(json, sizeof(json), "{\"pid\":%ld,\"start\":%lld}", s->leader ? s->pid : 0, start);
+    frame_append(&s->out, FRAME_STARTED, json, (size_t)n);
     if (len > 0)
         frame_append(&s->out, FRAME_OUT, rest, len);
 }
