@@ -34,6 +34,7 @@ struct ssh {
     const struct ssh_events *events;
     void *arg;
     struct child *child;
+    unsigned helpers; /* started so far */
     int control;
     struct poller *poller;
     char why[200]; /* what the helper said before it gave up */
@@ -54,6 +55,7 @@ struct channel {
     bool final;      /* something came, or it is the second helper: it is not tried again */
     struct buf kept; /* what was sent, for another helper */
     struct timer *again;
+    unsigned helper; /* which it was given to */
     unsigned looks;
     bool ended;  /* FRAME_END came */
     bool *freed; /* set when it is freed inside a callback */
@@ -156,6 +158,7 @@ static int helper_start(struct ssh *ssh, struct error *err)
     struct child_spec spec = {
         .argv = argv, .stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1, .extra_fds = {theirs, key, -1, -1}};
     ssh->control = pair[0];
+    ssh->helpers++;
     ssh->why[0] = '\0';
     ssh->child = child_spawn(ssh->loop, &spec, helper_exited, ssh, err);
     if (ssh->child != NULL)
@@ -260,6 +263,7 @@ static int channel_connect(struct channel *c, struct error *err)
 
     if (c->ssh->child == NULL && helper_start(c->ssh, err) < 0)
         return -1;
+    c->helper = c->ssh->helpers;
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
         return error_set(err, ERR_DAEMON_OVERLOADED, "no socket for a session with VM %s", c->ssh->config.vm_name);
     c->stream = stream_from_fd(c->ssh->loop, pair[0], CHANNEL_PENDING_MAX, &stream_events, c, err);
@@ -282,7 +286,7 @@ static void try_again(void *arg)
     CLEANUP_ERROR struct error err = ERROR_INIT;
 
     helper_look(c->ssh);
-    if (c->ssh->child != NULL && c->looks < LOOKS_MAX) {
+    if (c->ssh->child != NULL && c->ssh->helpers == c->helper && c->looks < LOOKS_MAX) {
         timer_start(c->again, LOOK_FIRST_MS << c->looks++, 0);
         return;
     }
