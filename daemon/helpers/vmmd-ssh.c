@@ -24,15 +24,8 @@
 
 #include "base/fd.h"
 #include "base/mem.h"
+#include "helpers/cage/cage.h" /* SANITIZED, and no leak check then */
 #include "helpers/ssh/ssh.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
 
 #ifndef SANITIZED
 #include <seccomp.h>

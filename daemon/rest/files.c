@@ -220,7 +220,7 @@ static void list_data(void *arg, const char *data, size_t len)
 {
     struct transfer *t = arg;
     json_t *stat = json_loadb(data, len, JSON_REJECT_DUPLICATES, NULL);
-    CLEANUP_FREE char *text = stat_text(stat);
+    CLEANUP_FREE char *text = stat != NULL ? stat_text(stat) : NULL;
 
     json_decref(stat);
     if (text == NULL)
