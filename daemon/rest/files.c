@@ -75,7 +75,7 @@ static void address_came(void *arg, struct live_vm *vm, struct error *err)
     struct transfer *t = arg;
 
     t->wait = NULL;
-    if (err->code == ERR_WAIT_TIMED_OUT && core_address_missing(vm, EXEC_SSH))
+    if (err->code == ERR_WAIT_TIMED_OUT && core_address_missing(vm, EXEC_AUTO))
         core_address_refuse(vm, ADDRESS_WAIT_MS, err);
     else if (err->code == ERR_WAIT_TIMED_OUT || err->code == ERR_WAIT_IMPOSSIBLE)
         error_done(err); /* the VM has ended, which is said below */
@@ -116,7 +116,7 @@ static struct transfer *begin(struct rest *rest, struct http_request *req, const
         t->head = req->head;
         buf_init(&t->list, LIST_MAX);
         t->events = events;
-        if (core_address_missing(vm, EXEC_SSH) ? await_address(t, vm, files, &err) == 0
+        if (core_address_missing(vm, EXEC_AUTO) ? await_address(t, vm, files, &err) == 0
                                                : (t->files = core_files(vm, files, events, t, &err)) != NULL)
             return t;
         transfer_free(t);
