@@ -58,6 +58,39 @@ bool access_has_address(const struct access *a)
     return json_text(a->ssh, "host")[0] != '\0';
 }
 
+enum { ADDRESS_WAIT_S = 30 };
+
+/* A guest on a bridge gets its address in time, or not: false then, after the problem was shown. */
+static bool address_wait(const struct cli *cli, const char *name)
+{
+    CLEANUP_FREE char *tail = x_printf("/wait?for=ip&timeout=%d", ADDRESS_WAIT_S), *path = api_vm_path(name, tail);
+    struct api_request req = {.path = path, .hold_s = ADDRESS_WAIT_S};
+    struct api *api = api_new(cli);
+    struct api_response res;
+    CLEANUP_JSON json_t *problem = NULL;
+
+    note("waiting for an address of VM %s, up to %d s", name, ADDRESS_WAIT_S);
+    enum api_result result = api_call(api, &req, &res);
+    bool came = result == API_DONE && api_ok(&res);
+    if (!came && result == API_DONE && res.status == 504)
+        problem = problem_new(ERR_NETWORK_IP_DISCOVERY_TIMEOUT, "no address of VM %s has become known within %d s",
+                              name, ADDRESS_WAIT_S);
+    else if (!came)
+        problem = api_problem(api, result, &res);
+    if (problem != NULL)
+        problem_show(cli, problem, NULL);
+    api_response_done(&res);
+    api_free(api);
+    return came;
+}
+
+static bool on_bridge(const struct access *a)
+{
+    const json_t *network = json_object_get(json_object_get(a->vm, "spec"), "network");
+
+    return strcmp(json_text(network, "type"), "tap") == 0 && strcmp(json_text(a->vm, "state"), "running") == 0;
+}
+
 /* False after the problem was shown. */
 static bool access_get_ssh(const struct cli *cli, const char *name, struct access *a)
 {
@@ -65,6 +98,13 @@ static bool access_get_ssh(const struct cli *cli, const char *name, struct acces
 
     if (!access_get(cli, name, a, &code))
         return false;
+    if (!access_has_address(a) && on_bridge(a)) {
+        if (!address_wait(cli, name))
+            return false;
+        access_done(a);
+        if (!access_get(cli, name, a, &code))
+            return false;
+    }
     if (access_has_address(a))
         return true;
     CLEANUP_JSON json_t *problem = problem_new(ERR_GUEST_UNAVAILABLE, "VM %s has no address that is known", name);

@@ -8,7 +8,8 @@
  *
  *   session (SOCK_STREAM, one per command or transfer; closing it ends what it is about)
  *     vmmd ─► FRAME_REQUEST json, FRAME_INPUT ..., FRAME_INPUT_END; FRAME_KILL
- *     ◄─ helper   FRAME_STARTED json, FRAME_OUT, FRAME_ERR ..., FRAME_END json
+ *     ◄─ helper   FRAME_ASKED before the guest is asked for anything that must not happen twice;
+ *                 FRAME_STARTED json, FRAME_OUT, FRAME_ERR ..., FRAME_END json
  *
  * A session's socket is its back-pressure: who reads slowly fills it, and nobody else waits. */
 #ifndef BASE_FRAME_H
@@ -26,6 +27,7 @@ enum {
     FRAME_INPUT = 'I',
     FRAME_INPUT_END = 'E',
     FRAME_KILL = 'K',
+    FRAME_ASKED = 'A',
     FRAME_STARTED = 'S',
     FRAME_OUT = 'O',
     FRAME_ERR = 'X',

@@ -1,7 +1,8 @@
 /* exec.c - see exec.h.
  *
  * Happy path: the backend runs the command; its end is told with how long it took and over what.
- * Failures.  The deadline: the process group is killed, and its end told with timed_out; a channel that does not tell that
+ * The address of a guest on a bridge is not known at once: it is waited for first, as a part of the command's time.
+ * Failures.  No address comes: network::ip_discovery_timeout.  The deadline: the process group is killed, and its end told with timed_out; a channel that does not tell that
  * end is given up after GRACE_MS.  The VM ends: the backend fails the command. */
 #include "core/exec.h"
 
@@ -18,6 +19,8 @@ enum { GRACE_MS = 8000 };
 struct core_exec {
     struct live_vm *vm; /* referenced */
     struct exec *exec;
+    struct vm_wait *wait;         /* for an address */
+    struct exec_request *request; /* kept while it is waited for */
     struct timer *timer;
     int64_t began;
     int64_t timeout_ms;
@@ -107,10 +110,82 @@ static void deadline(void *arg)
     tell_end(x, NULL, &none);
 }
 
+/* --- the address of a guest on a bridge --- */
+
+bool core_address_missing(const struct live_vm *vm, enum exec_via via)
+{
+    const struct vm_condition *agent = &vm->vm.conditions[VM_COND_AGENT];
+    uint16_t port;
+
+    return vm->be->exec != NULL && vm->vm.state == VM_RUNNING && vm->bvm != NULL &&
+           (via == EXEC_SSH || (via == EXEC_AUTO && !(agent->known && agent->status))) &&
+           vm->vm.spec.network.type == VM_NETWORK_TAP && vm_ssh_key(&vm->vm) != NULL &&
+           vm_ssh_host(&vm->vm, &port) == NULL;
+}
+
+void core_address_refuse(const struct live_vm *vm, int64_t waited_ms, struct error *err)
+{
+    const struct vm_condition *agent = &vm->vm.conditions[VM_COND_AGENT];
+    const char *bridge = vm->vm.spec.network.bridge;
+
+    error_done(err);
+    error_set(err, ERR_NETWORK_IP_DISCOVERY_TIMEOUT, "no address of VM %s has become known within %lld ms", vm->vm.name,
+              (long long)waited_ms);
+    error_cause(err, "guest agent: %s", agent->known && agent->status ? "answers, and tells none" : "does not answer");
+    error_cause(err, "DHCP leases (lease_files of vmmd.conf): none for its MAC %s", vm->vm.runtime.mac_addr);
+    error_cause(err, "neighbours on bridge %s: none with that MAC", bridge != NULL ? bridge : "");
+    error_ctx_str(err, "vm", vm->vm.name);
+    error_ctx_int(err, "waited_ms", waited_ms);
+}
+
+static int begin(struct core_exec *x, const struct exec_request *req, struct error *err)
+{
+    static const struct exec_events own = {.output = on_output, .ended = on_ended};
+    int64_t left = x->timeout_ms - (clock_mono_ms() - x->began);
+
+    x->exec = x->vm->be->exec(x->vm->bvm, req, &own, x, err);
+    if (x->exec == NULL)
+        return -1;
+    x->via = x->exec->via;
+    timer_start(x->timer, left > 0 ? left : 0, 0);
+    return 0;
+}
+
+static void address_came(void *arg, struct live_vm *vm, struct error *err)
+{
+    struct core_exec *x = arg;
+    CLEANUP_FREE struct exec_request *request = TAKE_PTR(x->request);
+    int64_t waited = clock_mono_ms() - x->began;
+
+    x->wait = NULL;
+    if (err->code == ERR_WAIT_TIMED_OUT && core_address_missing(vm, request->via))
+        core_address_refuse(vm, waited, err);
+    else if (err->code == ERR_WAIT_TIMED_OUT || err->code == ERR_WAIT_IMPOSSIBLE)
+        error_done(err); /* an agent has come, or the VM has ended */
+    if (!error_is_set(err) && (vm->vm.state != VM_RUNNING || vm->bvm == NULL))
+        refuse_state(vm, err);
+    if (error_is_set(err) || begin(x, request, err) < 0)
+        tell_end(x, NULL, err);
+}
+
+static int await_address(struct core_exec *x, const struct exec_request *req, struct error *err)
+{
+    static const char *const ip[] = {"ip"};
+    int64_t most = x->timeout_ms < ADDRESS_WAIT_MS ? x->timeout_ms : ADDRESS_WAIT_MS;
+
+    x->via = EXEC_SSH;
+    x->request = exec_request_copy(req);
+    if (x->request == NULL)
+        return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+    x->wait = core_vm_wait(x->vm, ip, 1, most, address_came, x, err);
+    return x->wait != NULL ? 0 : -1;
+}
+
+/* --- the command --- */
+
 struct core_exec *core_exec_new(struct live_vm *vm, const struct exec_request *req, int64_t timeout_ms,
                                 const struct core_exec_events *events, void *arg, struct error *err)
 {
-    static const struct exec_events own = {.output = on_output, .ended = on_ended};
     struct exec_request request = *req;
     struct core_exec *x;
 
@@ -129,18 +204,14 @@ struct core_exec *core_exec_new(struct live_vm *vm, const struct exec_request *r
     x->arg = arg;
     x->began = clock_mono_ms();
     x->timeout_ms = timeout_ms;
-    x->exec = vm->be->exec(vm->bvm, &request, &own, x, err);
-    if (x->exec == NULL) {
-        timer_free(x->timer);
-        mem_free(x);
-        return NULL;
-    }
-    x->via = x->exec->via;
     x->vm = core_vm_ref(vm);
     vm->n_execs++;
     vm->core->n_execs++;
+    if ((core_address_missing(vm, req->via) ? await_address(x, &request, err) : begin(x, &request, err)) < 0) {
+        core_exec_free(x);
+        return NULL;
+    }
     vm->core->execs_total++;
-    timer_start(x->timer, timeout_ms, 0);
     return x;
 }
 
@@ -155,6 +226,8 @@ void core_exec_free(struct core_exec *x)
     if (x == NULL)
         return;
     exec_free(x->exec);
+    core_vm_unwait(x->wait);
+    mem_free(x->request);
     timer_free(x->timer);
     x->vm->n_execs--;
     x->vm->core->n_execs--;

@@ -28,6 +28,13 @@ struct core_exec *core_exec_new(struct live_vm *vm, const struct exec_request *r
 void core_exec_pause(struct core_exec *x, bool paused); /* see exec.h */
 void core_exec_free(struct core_exec *x);               /* kills what still runs; NULL is fine; also from the events */
 
+/* Whether the guest can be reached in this way only by an address that is not known yet: it has a key, is on a bridge, and
+ * via auto has no agent that answers.  It is waited for by core_vm_wait for "ip", and refused as below. */
+enum { ADDRESS_WAIT_MS = 30000 };
+bool core_address_missing(const struct live_vm *vm, enum exec_via via);
+/* ERR_NETWORK_IP_DISCOVERY_TIMEOUT */
+void core_address_refuse(const struct live_vm *vm, int64_t waited_ms, struct error *err);
+
 struct core_exec_stats {
     unsigned now, most; /* in all guests; in the one that has most */
     uint64_t total;

@@ -29,6 +29,7 @@ void channel_pause(struct channel *c, bool paused);
 void channel_free(struct channel *c); /* NULL is fine */
 
 const struct ssh_config *ssh_get_config(const struct ssh *ssh);
+bool ssh_is_ending(const struct ssh *ssh); /* inside ssh_free */
 /* What FRAME_END's {"error","detail"} means, for what concerns the connection; false: something else, for the caller. */
 bool ssh_error(const struct ssh *ssh, const char *kind, const char *detail, struct error *err);
 

@@ -39,6 +39,9 @@ struct exec_request {
     size_t max_output; /* of each stream; for a channel that can only gather */
 };
 
+/* All in one piece, for mem_free; NULL: no memory. */
+struct exec_request *exec_request_copy(const struct exec_request *req);
+
 struct exec_end {
     int exit_code;   /* -1 when a signal ended it */
     char signal[16]; /* "SIGKILL"; "" none */

@@ -9,9 +9,11 @@
 /* Command lines up to this go inline: dropbear takes 9000 bytes. */
 enum { INLINE_MAX = 7000 };
 
-/* Field 5 of stat is the process group; sh has no blanks in its name.  $2 is the stub itself, once: to begin anew as the leader. */
+/* Field 5 of stat is the process group, 22 the time of its start; sh has no blanks in its name.  $2 is the stub itself, once:
+ * to begin anew as the leader. */
 #define LEADER                                                      \
-    "read -r _ _ _ _ g _ </proc/$$/stat 2>/dev/null;"               \
+    "read -r _ _ _ _ g _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ t _"         \
+    " </proc/$$/stat 2>/dev/null;"                                  \
     "if [ \"$g\" = $$ ]; then g=1;"                                 \
     "elif [ -n \"$2\" ] && command -v setsid >/dev/null; then exec" \
     " setsid /bin/sh -c \"$2\" sh \"$1\" '' \"$3\" \"$4\"; else g=0; fi;"
@@ -37,7 +39,7 @@ void script_nonce(char out[NONCE_MAX])
 static void put_cwd(struct buf *out, const char *cwd, enum script_channel channel)
 {
     if (cwd == NULL) {
-        if (channel == SCRIPT_AGENT)
+        if (channel != SCRIPT_SSH)
             buf_str(out, "cd \"$HOME\" 2>/dev/null || cd /;");
         return;
     }
@@ -66,8 +68,8 @@ int script_body(struct buf *out, const struct exec_request *req, const char *non
     if (channel == SCRIPT_AGENT)
         put_login(out);
     put_cwd(out, req->cwd, channel);
-    buf_str(out,
-            channel == SCRIPT_SSH ? "say \"$$ $g\"; unset g d; unset -f say" : "say ok; unset g d u; unset -f say");
+    buf_str(out, channel == SCRIPT_AGENT ? "say ok; unset g d t u; unset -f say"
+                                         : "say \"$$ $g $t\"; unset g d t; unset -f say");
     for (size_t i = 0; i < req->n_env; i++) {
         buf_printf(out, "; export %s=", req->env[i].name);
         shell_quote(out, req->env[i].value);
@@ -84,26 +86,44 @@ int script_body(struct buf *out, const struct exec_request *req, const char *non
     return out->failed ? -1 : 0;
 }
 
-int script_ssh_command(struct buf *out, const struct buf *body, const char *sudo_user, bool *ret_feed)
+/* Sudo says that it knows no user in words alone, so the guest is asked first. */
+static const char sudo_stub[] = "id -u \"$1\" >/dev/null 2>&1 || { printf '\\001vmmd %s !user\\n' \"$2\"; exit 1; };"
+                                "exec sudo -n -u \"$1\" -- /bin/sh -c \"$3\" sh \"$4\" \"$3\"";
+
+int script_ssh_command(struct buf *out, const struct buf *body, const char *sudo_user, const char *nonce,
+                       bool *ret_feed)
 {
+    const char *stub = body->len > INLINE_MAX ? ssh_feed_stub : ssh_stub;
     CLEANUP_BUF struct buf length = BUF_INIT(32);
     bool feed = body->len > INLINE_MAX;
 
-    buf_str(out, "exec ");
-    if (sudo_user != NULL) {
-        buf_str(out, "sudo -n -u ");
-        shell_quote(out, sudo_user);
-        buf_str(out, " -- ");
-    }
-    buf_str(out, "/bin/sh -c ");
-    shell_quote(out, feed ? ssh_feed_stub : ssh_stub);
-    buf_str(out, " sh ");
     if (feed)
         buf_printf(&length, "%zu", body->len);
-    shell_quote(out, feed ? length.data : body->data);
     *ret_feed = feed;
+    buf_str(out, "exec /bin/sh -c ");
+    shell_quote(out, sudo_user != NULL ? sudo_stub : stub);
+    buf_str(out, " sh ");
+    if (sudo_user != NULL) {
+        shell_quote(out, sudo_user);
+        buf_printf(out, " %s ", nonce);
+        shell_quote(out, stub);
+        buf_char(out, ' ');
+        return shell_quote(out, feed ? length.data : body->data);
+    }
+    shell_quote(out, feed ? length.data : body->data);
     buf_char(out, ' ');
-    return shell_quote(out, feed ? ssh_feed_stub : ssh_stub);
+    return shell_quote(out, stub);
+}
+
+int script_ssh_kill(struct buf *out, long pid, long long start, bool sudo)
+{
+    CLEANUP_BUF struct buf text = BUF_INIT(512);
+
+    /* What is behind the name, which may have anything in it, begins with field 3. */
+    buf_printf(&text, "read -r s </proc/%ld/stat && set -- ${s##*) } && [ \"${20}\" = %lld ] && kill -KILL -- -%ld",
+               pid, start, pid);
+    buf_printf(out, "exec %s/bin/sh -c ", sudo ? "sudo -n " : "");
+    return text.failed ? -1 : shell_quote(out, text.data);
 }
 
 int script_refusal(const char *word, const struct exec_request *req, const char *user, struct error *err)

@@ -4,7 +4,9 @@
  * pair, one end of which goes to the helper over the control socket.
  *
  * Failures.  No helper, no key: the session is refused.  The helper dies: its sockets close, each session ends as broken,
- * the next one starts a new helper.  The helper talks nonsense: its session is broken. */
+ * the next one starts a new helper.  A session that closed before a word came of it has not reached the guest: it was given to
+ * a helper about to die, or to go for want of work, whose sockets close in no order.  It is tried again, once, on the next
+ * helper.  The helper talks nonsense: its session is broken. */
 #include "guest/ssh.h"
 
 #include <errno.h>
@@ -21,8 +23,10 @@
 #include "guest/channel.h"
 #include "loop/child.h"
 #include "loop/poller.h"
+#include "loop/timer.h"
 
-enum { CONTROL_MAX = 4096, KILLING_MS = 6000 };
+/* A dying helper is looked at for a second and a quarter. */
+enum { CONTROL_MAX = 4096, KILLING_MS = 6000, LOOK_FIRST_MS = 5, LOOKS_MAX = 8 };
 
 struct ssh {
     struct loop *loop;
@@ -30,20 +34,29 @@ struct ssh {
     const struct ssh_events *events;
     void *arg;
     struct child *child;
+    unsigned helpers; /* started so far */
     int control;
     struct poller *poller;
     char why[200]; /* what the helper said before it gave up */
     struct channel *channels;
+    bool ending;
     int64_t killing_until; /* the helper may be killing a command in the guest */
 };
 
 struct channel {
     struct channel *next;
     struct ssh *ssh;
-    struct stream *stream;
+    char kind;
+    struct stream *stream; /* NULL: between two helpers */
     struct frames frames;
     struct channel_events events;
     void *arg;
+    bool paused;
+    bool final;      /* something came, or it is the second helper: it is not tried again */
+    struct buf kept; /* what was sent, for another helper */
+    struct timer *again;
+    unsigned helper; /* which it was given to */
+    unsigned looks;
     bool ended;  /* FRAME_END came */
     bool *freed; /* set when it is freed inside a callback */
 };
@@ -145,6 +158,7 @@ static int helper_start(struct ssh *ssh, struct error *err)
     struct child_spec spec = {
         .argv = argv, .stdin_fd = -1, .stdout_fd = -1, .stderr_fd = -1, .extra_fds = {theirs, key, -1, -1}};
     ssh->control = pair[0];
+    ssh->helpers++;
     ssh->why[0] = '\0';
     ssh->child = child_spawn(ssh->loop, &spec, helper_exited, ssh, err);
     if (ssh->child != NULL)
@@ -197,11 +211,18 @@ static bool on_frame(void *arg, int type, const char *data, size_t len)
     return !*freed;
 }
 
+static void finalize(struct channel *c)
+{
+    c->final = true;
+    buf_done(&c->kept);
+}
+
 static void on_data(void *arg, const char *data, size_t len)
 {
     struct channel *c = arg;
     bool freed = false;
 
+    finalize(c);
     c->freed = &freed;
     int rc = frames_feed(&c->frames, data, len, on_frame, c);
     if (freed)
@@ -217,7 +238,12 @@ static void on_closed(void *arg, int errnum)
 
     (void)errnum;
     helper_look(c->ssh);
-    channel_broken(arg, "ended in the middle of it");
+    if (c->final) {
+        channel_broken(c, "ended in the middle of it");
+        return;
+    }
+    stream_free(TAKE_PTR(c->stream));
+    timer_start(c->again, 0, 0);
 }
 
 static void on_drained(void *arg)
@@ -230,34 +256,77 @@ static void on_drained(void *arg)
 
 static const struct stream_events stream_events = {.data = on_data, .closed = on_closed, .drained = on_drained};
 
+/* A socket pair, one end of it to the helper.  Where the helper does not take it: no stream, which is no error yet. */
+static int channel_connect(struct channel *c, struct error *err)
+{
+    int pair[2] = {-1, -1};
+
+    if (c->ssh->child == NULL && helper_start(c->ssh, err) < 0)
+        return -1;
+    c->helper = c->ssh->helpers;
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
+        return error_set(err, ERR_DAEMON_OVERLOADED, "no socket for a session with VM %s", c->ssh->config.vm_name);
+    c->stream = stream_from_fd(c->ssh->loop, pair[0], CHANNEL_PENDING_MAX, &stream_events, c, err);
+    if (c->stream == NULL) {
+        fd_close(pair[1]);
+        return -1;
+    }
+    if (hand_over(c->ssh, c->kind, pair[1]) < 0)
+        stream_free(TAKE_PTR(c->stream));
+    else
+        stream_pause(c->stream, c->paused);
+    fd_close(pair[1]);
+    return 0;
+}
+
+/* As soon as the helper is seen to be dead, or has had its time: another one. */
+static void try_again(void *arg)
+{
+    struct channel *c = arg;
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+
+    helper_look(c->ssh);
+    if (c->ssh->child != NULL && c->ssh->helpers == c->helper && c->looks < LOOKS_MAX) {
+        timer_start(c->again, LOOK_FIRST_MS << c->looks++, 0);
+        return;
+    }
+    if (channel_connect(c, &err) < 0) {
+        c->events.broken(c->arg, &err);
+    } else if (c->stream == NULL) {
+        channel_broken(c, "takes no session");
+    } else {
+        if (c->kept.len > 0)
+            stream_write(c->stream, c->kept.data, c->kept.len); /* a failure is told by its end */
+        finalize(c);
+    }
+}
+
 struct channel *channel_open(struct ssh *ssh, char kind, const struct channel_events *events, void *arg,
                              struct error *err)
 {
-    struct channel *c = NULL;
-    int pair[2] = {-1, -1};
+    struct channel *c = mem_zalloc(sizeof(*c));
 
+    if (c != NULL)
+        *c = (struct channel){.ssh = ssh, .kind = kind, .events = *events, .arg = arg};
+    if (c != NULL)
+        c->again = timer_new(ssh->loop, try_again, c);
+    if (c == NULL || c->again == NULL) {
+        mem_free(c);
+        error_set(err, ERR_DAEMON_OVERLOADED, "no memory for a session with VM %s", ssh->config.vm_name);
+        return NULL;
+    }
     helper_look(ssh);
-    if (ssh->child == NULL && helper_start(ssh, err) < 0)
-        return NULL;
-    c = mem_zalloc(sizeof(*c));
-    if (c == NULL || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) {
+    if (channel_connect(c, err) < 0) {
+        timer_free(c->again);
         mem_free(c);
-        error_set(err, ERR_DAEMON_OVERLOADED, "no socket or memory for a session with VM %s", ssh->config.vm_name);
         return NULL;
     }
-    *c = (struct channel){.ssh = ssh, .events = *events, .arg = arg};
     frames_init(&c->frames);
-    c->stream = stream_from_fd(ssh->loop, pair[0], CHANNEL_PENDING_MAX, &stream_events, c, err);
-    int rc = c->stream != NULL ? hand_over(ssh, kind, pair[1]) : -1;
-    fd_close(pair[1]);
-    if (rc < 0) {
-        error_set(err, ERR_SSH_FAILED, "vmmd-ssh of VM %s takes no session", ssh->config.vm_name);
-        stream_free(c->stream);
-        mem_free(c);
-        return NULL;
-    }
+    buf_init(&c->kept, CHANNEL_PENDING_MAX);
     c->next = ssh->channels;
     ssh->channels = c;
+    if (c->stream == NULL)
+        timer_start(c->again, 0, 0);
     return c;
 }
 
@@ -267,7 +336,13 @@ int channel_send(struct channel *c, int type, const void *data, size_t len)
 
     if (frame_append(&out, type, data, len) != 0)
         return -1;
-    return stream_write(c->stream, out.data, out.len);
+    if (!c->final && buf_append(&c->kept, out.data, out.len) != 0) {
+        if (c->stream == NULL)
+            return -1;
+        finalize(c); /* more than is kept: one helper must do */
+    }
+    int rc = c->stream != NULL ? stream_write(c->stream, out.data, out.len) : 0;
+    return c->final ? rc : 0; /* a helper that is gone already is not the last */
 }
 
 int channel_send_json(struct channel *c, int type, json_t *object)
@@ -282,12 +357,14 @@ int channel_send_json(struct channel *c, int type, json_t *object)
 
 size_t channel_pending(const struct channel *c)
 {
-    return stream_pending(c->stream);
+    return c->stream != NULL ? stream_pending(c->stream) : c->kept.len;
 }
 
 void channel_pause(struct channel *c, bool paused)
 {
-    stream_pause(c->stream, paused);
+    c->paused = paused;
+    if (c->stream != NULL)
+        stream_pause(c->stream, paused);
 }
 
 void channel_free(struct channel *c)
@@ -304,11 +381,18 @@ void channel_free(struct channel *c)
     if (!c->ended)
         c->ssh->killing_until = loop_now_ms(c->ssh->loop) + KILLING_MS;
     stream_free(c->stream);
+    timer_free(c->again);
     frames_done(&c->frames);
+    buf_done(&c->kept);
     mem_free(c);
 }
 
 /* --- the guest --- */
+
+bool ssh_is_ending(const struct ssh *ssh)
+{
+    return ssh->ending;
+}
 
 const struct ssh_config *ssh_get_config(const struct ssh *ssh)
 {
@@ -396,6 +480,7 @@ void ssh_free(struct ssh *ssh, bool guest_gone)
         return;
     if (ssh->child != NULL && (guest_gone || (ssh->channels == NULL && loop_now_ms(ssh->loop) >= ssh->killing_until)))
         child_signal(ssh->child, SIGKILL);
+    ssh->ending = true;
     while (ssh->channels != NULL) { /* told, so that their owners let go */
         struct channel *c = ssh->channels;
         channel_broken(c, "was ended with the guest");

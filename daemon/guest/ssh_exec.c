@@ -17,6 +17,9 @@ struct ssh_exec {
     struct ssh *ssh;
     struct channel *channel;
     char *cwd, *user; /* for messages */
+    bool sudo;
+    long pid; /* of the process group that is the command; 0: not known, or none of its own */
+    long long start;
 };
 
 static void release(struct ssh_exec *x)
@@ -88,14 +91,59 @@ static void take_end(struct ssh_exec *x, const char *data, size_t len)
     x->exec.events.ended(x->exec.arg, error_is_set(&err) ? NULL : &end, &err);
 }
 
+static void take_start(struct ssh_exec *x, const char *data, size_t len)
+{
+    json_t *doc = json_loadb(data, len, JSON_REJECT_DUPLICATES, NULL);
+    json_int_t pid = 0, start = 0;
+
+    if (json_unpack(doc, "{s:I, s:I}", "pid", &pid, "start", &start) == 0 && pid > 1 && pid <= INT32_MAX) {
+        x->pid = (long)pid;
+        x->start = start;
+    }
+    json_decref(doc);
+}
+
 static void on_frame(void *arg, int type, const char *data, size_t len)
 {
     struct ssh_exec *x = arg;
 
-    if (type == FRAME_END)
+    if (type == FRAME_STARTED)
+        take_start(x, data, len);
+    else if (type == FRAME_END)
         take_end(x, data, len);
     else if ((type == FRAME_OUT || type == FRAME_ERR) && len > 0 && x->exec.events.output != NULL)
         x->exec.events.output(x->exec.arg, type == FRAME_ERR, data, len);
+}
+
+/* --- the helper died, the command did not --- */
+
+static void killed(void *arg, const struct exec_end *end, struct error *err)
+{
+    (void)end;
+    (void)err;
+    release(arg);
+}
+
+static struct ssh_exec *exec_new(struct ssh *ssh, const struct exec_events *events, void *arg, struct error *err);
+
+/* By the next helper, which nobody waits for. */
+static void kill_left_behind(const struct ssh_exec *x)
+{
+    static const struct exec_events events = {.ended = killed};
+    CLEANUP_ERROR struct error ignored = ERROR_INIT;
+    CLEANUP_BUF struct buf command = BUF_INIT(1024);
+    struct ssh_exec *killer;
+
+    if (x->pid == 0 || ssh_is_ending(x->ssh) || script_ssh_kill(&command, x->pid, x->start, x->sudo) < 0)
+        return;
+    killer = exec_new(x->ssh, &events, NULL, &ignored);
+    if (killer == NULL)
+        return;
+    killer->exec.arg = killer;
+    if (channel_send_json(killer->channel, FRAME_REQUEST,
+                          json_pack("{s:s, s:s}", "op", "probe", "command", command.data)) < 0 ||
+        channel_send(killer->channel, FRAME_INPUT_END, "", 0) < 0)
+        release(killer);
 }
 
 static void on_broken(void *arg, struct error *err)
@@ -103,6 +151,7 @@ static void on_broken(void *arg, struct error *err)
     struct ssh_exec *x = arg;
 
     channel_free(TAKE_PTR(x->channel));
+    kill_left_behind(x);
     x->exec.events.ended(x->exec.arg, NULL, err);
 }
 
@@ -138,11 +187,13 @@ static int send_request(struct ssh_exec *x, const struct exec_request *req, cons
     bool feed;
 
     script_nonce(nonce);
-    if (script_body(&body, req, nonce, SCRIPT_SSH) < 0 || script_ssh_command(&command, &body, sudo_user, &feed) < 0)
+    x->sudo = sudo_user != NULL;
+    if (script_body(&body, req, nonce, x->sudo ? SCRIPT_SUDO : SCRIPT_SSH) < 0 ||
+        script_ssh_command(&command, &body, sudo_user, nonce, &feed) < 0)
         return -1;
     if (channel_send_json(x->channel, FRAME_REQUEST,
                           json_pack("{s:s, s:s, s:s, s:b}", "op", "exec", "command", command.data, "nonce", nonce,
-                                    "sudo", sudo_user != NULL)) < 0 ||
+                                    "sudo", x->sudo)) < 0 ||
         (feed && channel_send(x->channel, FRAME_INPUT, body.data, body.len) < 0) ||
         (req->input_len > 0 && channel_send(x->channel, FRAME_INPUT, req->input, req->input_len) < 0))
         return -1;

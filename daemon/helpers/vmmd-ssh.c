@@ -24,15 +24,8 @@
 
 #include "base/fd.h"
 #include "base/mem.h"
+#include "helpers/cage/cage.h" /* SANITIZED, and no leak check then */
 #include "helpers/ssh/ssh.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
 
 #ifndef SANITIZED
 #include <seccomp.h>
@@ -40,9 +33,10 @@
 
 enum { NOBODY = 65534, KEY_MAX = 65536, STOP_S = 6, STACK_SIZE = 512 << 10, CONTROL_MAX = 8192, SWEEP_MS = 1000 };
 
-struct helper helper = {.lock = PTHREAD_MUTEX_INITIALIZER};
+struct helper helper = {.lock = PTHREAD_MUTEX_INITIALIZER, .single = PTHREAD_MUTEX_INITIALIZER};
 static struct worker exec_workers[EXEC_WORKERS_MAX];
 static struct worker file_workers[FILE_WORKERS_MAX];
+static unsigned exec_cap = EXEC_CHANNELS_MAX;
 
 int64_t now_ms(void)
 {
@@ -101,17 +95,38 @@ static int read_key(void)
 
 /* --- workers --- */
 
-int worker_take(struct worker *w)
+bool worker_take(struct worker *w, struct given *ret)
 {
-    int fd = -1;
-
     pthread_mutex_lock(&helper.lock);
-    if (w->n_incoming > 0) {
-        fd = w->incoming[0];
+    bool any = w->n_incoming > 0;
+    if (any) {
+        *ret = w->incoming[0];
         memmove(w->incoming, w->incoming + 1, --w->n_incoming * sizeof(w->incoming[0]));
     }
     pthread_mutex_unlock(&helper.lock);
-    return fd;
+    return any;
+}
+
+void worker_cap(struct worker *w, unsigned channels)
+{
+    unsigned cap = channels > 1 ? channels - 1 : 1; /* one for kills */
+
+    pthread_mutex_lock(&helper.lock);
+    w->cap = cap;
+    if (channels > 1 && cap < exec_cap)
+        exec_cap = cap;
+    for (unsigned i = 0; i < EXEC_WORKERS_MAX; i++)
+        if (exec_workers[i].used && exec_workers[i].cap > exec_cap)
+            exec_workers[i].cap = exec_cap;
+    pthread_mutex_unlock(&helper.lock);
+}
+
+void worker_ready(struct worker *w, bool ready)
+{
+    pthread_mutex_lock(&helper.lock);
+    w->ready = ready;
+    w->broken |= !ready;
+    pthread_mutex_unlock(&helper.lock);
 }
 
 void worker_ended(struct worker *w)
@@ -143,8 +158,6 @@ static unsigned reap(struct worker *workers, unsigned n)
             pthread_join(w->thread, NULL);
             close(w->wake[0]);
             close(w->wake[1]);
-            while (w->n_incoming > 0)
-                close(w->incoming[--w->n_incoming]);
             *w = (struct worker){.used = false};
         }
         alive += w->used;
@@ -170,26 +183,64 @@ static bool worker_start(struct worker *w, void *(*run)(void *), unsigned cap)
     return w->used;
 }
 
-static bool give(struct worker *w, int fd)
+static bool give(struct worker *w, unsigned cap, struct given what)
 {
-    if (!w->used || w->broken || w->busy >= w->cap)
+    if (!w->used || w->broken || w->busy >= cap || w->n_incoming >= SESSIONS_MAX)
         return false;
-    w->incoming[w->n_incoming++] = fd;
+    w->incoming[w->n_incoming++] = what;
     w->busy++;
-    return write(w->wake[1], "", 1) == 1 || errno == EAGAIN;
+    return write(w->wake[1], "", 1) == 1 || errno == EAGAIN; /* full: it wakes */
 }
 
-/* To a worker that has room, else to a new one; nobody: the socket is closed, which vmmd takes for the helper's failure. */
-static void assign(struct worker *workers, unsigned n, void *(*run)(void *), unsigned cap, int fd)
+/* With the lock held. */
+static bool give_exec(const struct worker *from, struct given what, bool to_wait)
+{
+    struct worker *best = NULL;
+    bool given = false;
+
+    reap(exec_workers, EXEC_WORKERS_MAX);
+    for (unsigned i = 0; i < EXEC_WORKERS_MAX && !given; i++)
+        given = &exec_workers[i] != from && give(&exec_workers[i], exec_workers[i].cap, what);
+    for (unsigned i = 0; i < EXEC_WORKERS_MAX && !given; i++)
+        if (!exec_workers[i].used && worker_start(&exec_workers[i], exec_worker, exec_cap))
+            given = give(&exec_workers[i], exec_cap, what);
+    for (unsigned i = 0; i < EXEC_WORKERS_MAX && !given && to_wait; i++) {
+        struct worker *w = &exec_workers[i];
+        if (w != from && w->used && w->ready && !w->broken && (best == NULL || w->busy < best->busy))
+            best = w;
+    }
+    return given || (best != NULL && give(best, SESSIONS_MAX, what));
+}
+
+static bool give_files(struct given what)
+{
+    bool given = false;
+
+    reap(file_workers, FILE_WORKERS_MAX);
+    for (unsigned i = 0; i < FILE_WORKERS_MAX && !given; i++)
+        given = give(&file_workers[i], file_workers[i].cap, what);
+    for (unsigned i = 0; i < FILE_WORKERS_MAX && !given; i++)
+        if (!file_workers[i].used && worker_start(&file_workers[i], files_worker, 1))
+            given = give(&file_workers[i], 1, what);
+    return given;
+}
+
+bool worker_pass_on(struct worker *from, struct session *s, bool to_wait)
 {
     pthread_mutex_lock(&helper.lock);
-    bool given = false;
-    reap(workers, n);
-    for (unsigned i = 0; i < n && !given; i++)
-        given = give(&workers[i], fd);
-    for (unsigned i = 0; i < n && !given; i++)
-        if (!workers[i].used && worker_start(&workers[i], run, cap))
-            given = give(&workers[i], fd);
+    bool given = !helper.stopping && give_exec(from, (struct given){.fd = -1, .session = s}, to_wait);
+    if (given) {
+        from->busy--;
+        from->idle_since = now_ms();
+    }
+    pthread_mutex_unlock(&helper.lock);
+    return given;
+}
+
+static void assign(char kind, int fd)
+{
+    pthread_mutex_lock(&helper.lock);
+    bool given = kind == 'x' ? give_exec(NULL, (struct given){.fd = fd}, true) : give_files((struct given){.fd = fd});
     pthread_mutex_unlock(&helper.lock);
     if (!given) {
         CLEANUP_BUF struct buf out = BUF_INIT(1024);
@@ -283,10 +334,8 @@ static void serve(void)
         if (control_receive(message, sizeof(message), &fd) == 0)
             return;
         idle_since = now_ms();
-        if (fd >= 0 && message[0] == 'x')
-            assign(exec_workers, EXEC_WORKERS_MAX, exec_worker, EXEC_CHANNELS_MAX, fd);
-        else if (fd >= 0 && message[0] == 'f')
-            assign(file_workers, FILE_WORKERS_MAX, files_worker, 1, fd);
+        if (fd >= 0 && (message[0] == 'x' || message[0] == 'f'))
+            assign(message[0], fd);
         else
             fd_close(fd);
     }

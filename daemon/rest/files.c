@@ -1,12 +1,13 @@
 /* files.c - …/files: a guest's files, streamed both ways; list, stat (HEAD), delete, mkdir and rename.
  *
- * A slow reader pauses the guest's side, a slow guest the client's. A client that leaves ends the transfer: an upload then
+ * The address of a guest on a bridge is waited for. A slow reader pauses the guest's side, a slow guest the client's. A client that leaves ends the transfer: an upload then
  * leaves what was there before. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
+#include "core/exec.h"
 #include "core/files.h"
 #include "model/fields.h"
 #include "rest/rest.h"
@@ -17,6 +18,10 @@ struct transfer {
     struct http_request *req; /* NULL: dead */
     struct http_stream *stream;
     struct files *files;
+    struct vm_wait *wait; /* for the guest's address: then the request is kept */
+    struct files_request request;
+    char *kept[3];
+    const struct files_events *events;
     bool paused, head;
     bool started; /* put: the guest takes the body */
     bool whole;   /* put: the body is at its end */
@@ -27,6 +32,9 @@ struct transfer {
 static void transfer_free(struct transfer *t)
 {
     files_free(t->files);
+    core_vm_unwait(t->wait);
+    for (size_t i = 0; i < ARRAY_SIZE(t->kept); i++)
+        mem_free(t->kept[i]);
     buf_done(&t->list);
     mem_free(t);
 }
@@ -62,6 +70,39 @@ static bool mode_valid(const char *mode)
     return len >= 3 && len <= 4 && strspn(mode, "01234567") == len;
 }
 
+static void address_came(void *arg, struct live_vm *vm, struct error *err)
+{
+    struct transfer *t = arg;
+
+    t->wait = NULL;
+    if (err->code == ERR_WAIT_TIMED_OUT && core_address_missing(vm, EXEC_AUTO))
+        core_address_refuse(vm, ADDRESS_WAIT_MS, err);
+    else if (err->code == ERR_WAIT_TIMED_OUT || err->code == ERR_WAIT_IMPOSSIBLE)
+        error_done(err); /* the VM has ended, which is said below */
+    if (!error_is_set(err))
+        t->files = core_files(vm, &t->request, t->events, t, err);
+    if (t->files == NULL)
+        t->events->ended(t, NULL, err);
+}
+
+static int await_address(struct transfer *t, struct live_vm *vm, const struct files_request *files, struct error *err)
+{
+    static const char *const ip[] = {"ip"};
+    const char *const texts[] = {files->path, files->to, files->mode};
+
+    for (size_t i = 0; i < ARRAY_SIZE(texts); i++) {
+        t->kept[i] = texts[i] != NULL ? mem_strdup(texts[i]) : NULL;
+        if (texts[i] != NULL && t->kept[i] == NULL)
+            return error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+    }
+    t->request = *files;
+    t->request.path = t->kept[0];
+    t->request.to = t->kept[1];
+    t->request.mode = t->kept[2];
+    t->wait = core_vm_wait(vm, ip, 1, ADDRESS_WAIT_MS, address_came, t, err);
+    return t->wait != NULL ? 0 : -1;
+}
+
 /* Begins the work, or refuses; the events are the caller's. */
 static struct transfer *begin(struct rest *rest, struct http_request *req, const struct files_request *files,
                               const struct files_events *events)
@@ -74,8 +115,9 @@ static struct transfer *begin(struct rest *rest, struct http_request *req, const
         t->req = req;
         t->head = req->head;
         buf_init(&t->list, LIST_MAX);
-        t->files = core_files(vm, files, events, t, &err);
-        if (t->files != NULL)
+        t->events = events;
+        if (core_address_missing(vm, EXEC_AUTO) ? await_address(t, vm, files, &err) == 0
+                                               : (t->files = core_files(vm, files, events, t, &err)) != NULL)
             return t;
         transfer_free(t);
     } else if (vm != NULL) {
@@ -178,7 +220,7 @@ static void list_data(void *arg, const char *data, size_t len)
 {
     struct transfer *t = arg;
     json_t *stat = json_loadb(data, len, JSON_REJECT_DUPLICATES, NULL);
-    CLEANUP_FREE char *text = stat_text(stat);
+    CLEANUP_FREE char *text = stat != NULL ? stat_text(stat) : NULL;
 
     json_decref(stat);
     if (text == NULL)

@@ -11,6 +11,7 @@ import time
 import pytest
 
 from e2e import guest
+from e2e.lan import tap
 from lib.client import _Connection
 from lib.vms import create_body, eventually, get_vm
 
@@ -238,6 +239,23 @@ def test_a_helper_that_dies_fails_its_command_and_is_replaced(api):
     assert answers[0].status == 502 and answers[0].code == "ssh::failed"
     assert run(api, {"command": ["echo", "new"]})["stdout"] == "new\n"
     assert helpers(api.daemon) != [pid]
+    eventually(lambda: count(api, "^sleep 40"), lambda n: n == 0)  # the next helper has killed it
+
+
+def test_a_command_whose_helper_dies_before_the_guest_is_asked_runs_on_the_next(api):
+    run(api, {"command": ["true"]})
+    (pid,) = helpers(api.daemon)
+    os.kill(pid, signal.SIGSTOP)
+    answers = []
+    threads = [threading.Thread(target=lambda i=i: answers.append(run(api, {"command": ["echo", str(i)]})["stdout"])) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: api.get("/metrics").text, lambda text: 'vmmd_limit_used{limit="execs"} 3' in text)
+    os.kill(pid, signal.SIGKILL)
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == ["0\n", "1\n", "2\n"]
+    assert pid not in helpers(api.daemon)
 
 
 def test_keys_are_private_from_birth_and_open_the_guest(api):
@@ -393,3 +411,54 @@ def test_a_daemon_that_dies_leaves_no_helper_and_no_command(vmmd):
     api = vmmd.client()
     guest.wait_ready(api)
     assert count(api, "^sleep 4713") == 0
+
+
+# ---- a guest on a bridge ----
+
+def test_an_address_that_comes_is_waited_for(lan):
+    daemon, _ = lan
+    api = daemon.client()
+    guest.make(api, "web", start=True, **with_key(network=tap()))
+    guest.wait_for(api, "web", "agent")
+    answers = []
+    requests = [threading.Thread(target=lambda: answers.append(api.post("/v1/vms/web/exec", {"command": ["id", "-un"], "via": "ssh", "timeout_s": 60}, timeout=90))),
+                threading.Thread(target=lambda: answers.append(api.request("PUT", "/v1/vms/web/files", body=b"x", query={"path": "/tmp/x"}, timeout=90)))]
+    for thread in requests:
+        thread.start()
+    eventually(lambda: api.get("/metrics").text, lambda text: 'vmmd_limit_used{limit="execs"} 1' in text)
+    card = "$(for n in /sys/class/net/*; do [ -e $n/device ] && echo ${n##*/}; done)"
+    guest.in_guest(api, f"ip addr add 192.0.2.50/24 dev {card}; ip link set {card} up")
+    for thread in requests:
+        thread.join()
+    assert [answer.status for answer in answers] == [200, 200], answers
+    assert api.get("/v1/vms/web/ssh").json["host"] == "192.0.2.50"
+
+
+def test_an_address_that_does_not_come_is_waited_for_in_vain(lan):
+    daemon, _ = lan
+    api = daemon.client()
+    guest.make(api, "web", start=True, **guest.deaf(network=tap(), cloud_init={"hostname": "web"}))
+    mac = get_vm(api, "web")["runtime"]["mac_addr"]
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(api.get("/v1/vms/web/files", query={"path": "/etc/passwd"}, timeout=60))),
+               threading.Thread(target=lambda: answers.append(daemon.vmctl("ssh", "web", "--", "true", timeout=60)))]
+    for thread in threads:
+        thread.start()
+    answer = run(api, {"command": ["true"], "timeout_s": 2}, 504)
+    assert answer.code == "network::ip_discovery_timeout"
+    assert "2 s" in answer.json["detail"] or "200" in answer.json["detail"]
+    tried = " ".join(answer.json["causes"])
+    assert "guest agent" in tried and "leases" in tried and mac in tried and "br0" in tried
+    for thread in threads:
+        thread.join()
+    http, = [a for a in answers if hasattr(a, "code")]
+    done, = [a for a in answers if hasattr(a, "returncode")]
+    assert (http.status, http.code) == (504, "network::ip_discovery_timeout")
+    assert done.returncode == 125 and "network::ip_discovery_timeout" in done.stderr
+    # A VM that ends is not waited for.
+    thread = threading.Thread(target=lambda: answers.append(api.post("/v1/vms/web/exec", {"command": ["true"]}, timeout=60)))
+    thread.start()
+    eventually(lambda: api.get("/metrics").text, lambda text: 'vmmd_limit_used{limit="execs"} 1' in text)
+    guest.do(api, "kill")
+    thread.join()
+    assert answers[-1].code == "vm::invalid_state"

@@ -74,12 +74,16 @@ def run_dir(vmmd, vm_id):
 # ---- the database is lost ----
 
 def test_running_vms_come_back_when_the_database_is_lost(vmmd, api):
-    """The same processes and guests, with names, labels, specs and ports; what is done with them then leaves nothing."""
+    """The same processes and guests, with names, labels, specs, ports and keys; what is done with them then leaves nothing."""
     before = booted(api, "web", **direct(image=TINY, network={"type": "user", "forwards": [{"host_port": 0, "guest_port": 80}]},
                                          cloud_init={"hostname": "web"}))
     make(api, "deaf", start=True, labels={"app": "shop", "tier": "1"}, **deaf(machine="microvm"))
     other = get_vm(api, "deaf")
     in_guest(api, "remembered=yes")
+    access = api.get("/v1/vms/web/ssh").json
+    keys = access["private_key_path"], access["private_key_path"] + ".pub", access["known_hosts"]
+    assert all(os.path.dirname(path) == before["runtime"]["work_dir"] and os.path.exists(path) for path in keys)
+    assert leaks(api) == []  # nor is any of that
     vmmd.kill9()
     lose_database(vmmd)
     vmmd.start()
@@ -100,6 +104,9 @@ def test_running_vms_come_back_when_the_database_is_lost(vmmd, api):
     assert vm["spec"] == before["spec"]
     for what in ("pid", "mac_addr", "ssh_host_port", "work_dir", "overlay_path", "seed_iso_path", "qmp_socket", "accel"):
         assert vm["runtime"][what] == before["runtime"][what], what
+    assert api.get("/v1/vms/web/ssh").json == access
+    answer = api.post("/v1/vms/web/exec", {"command": ["id", "-un"], "via": "ssh"})
+    assert answer.status == 200 and answer.json["stdout"] == "vm\n", answer
     back = get_vm(api, "deaf")
     assert back["labels"] == {"app": "shop", "tier": "1"} and back["runtime"]["pid"] == other["runtime"]["pid"]
     assert in_guest(api, "echo =$remembered=") == "=yes="

@@ -158,7 +158,7 @@ static int run(const struct exec_request *req, char *said, char *out, size_t siz
 
     script_nonce(nonce);
     assert_int_equal(script_body(&body, req, nonce, SCRIPT_SSH), 0);
-    assert_int_equal(script_ssh_command(&command, &body, NULL, &feed), 0);
+    assert_int_equal(script_ssh_command(&command, &body, NULL, nonce, &feed), 0);
     assert_false(feed);
     int rc = shell(command.data, text, sizeof(text));
     assert_int_equal(mark_find(text, strlen(text), nonce, &line, &end), 1);

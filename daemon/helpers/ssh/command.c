@@ -24,6 +24,7 @@ enum {
     DRAIN_MAX = 4 << 20, /* what a grandchild may still write */
     KILL_WAIT_MS = 5000, /* for the first line, and for the end after a kill */
     KILL_ANSWER_MS = 3000,
+    REFUSALS_MAX = 5,
     TICK_MS = 100,
 };
 
@@ -118,7 +119,7 @@ static bool take_request(struct session *s, const char *data, size_t len)
         s->asked = true;
         s->probe = strcmp(op, "probe") == 0;
         s->sudo = sudo != 0;
-        s->command = mem_strdup(s->probe ? "exec true" : command != NULL ? command : "");
+        s->command = mem_strdup(command != NULL ? command : "exec true");
         snprintf(s->nonce, sizeof(s->nonce), "%s", nonce);
         count_command(s, 1);
     }
@@ -227,16 +228,53 @@ static ssh_channel channel_exec(struct exec *x, const char *command, struct ssh_
     return NULL;
 }
 
+bool session_is_fresh(const struct session *s)
+{
+    return s->asked && !s->probe && s->channel == NULL && !s->ended && !s->gone && s->refusals <= REFUSALS_MAX;
+}
+
+static unsigned open_channels(const struct exec *x)
+{
+    unsigned n = 0;
+
+    for (const struct session *s = x->sessions; s != NULL; s = s->next)
+        n += s->channel != NULL;
+    return n;
+}
+
+/* Refused for want of channels (MaxSessions): fewer from now on, and this one waits for another. */
+static bool refused(struct exec *x, struct session *s)
+{
+    unsigned n = open_channels(x);
+
+    if (!ssh_is_connected(x->ssh) || ++s->refusals > REFUSALS_MAX)
+        return false;
+    worker_cap(x->w, n);
+    return true;
+}
+
 static void fail_to_open(struct exec *x, struct session *s)
 {
     char why[300];
 
+    if (refused(x, s))
+        return;
     snprintf(why, sizeof(why), "no channel: %s", ssh_get_error(x->ssh));
     fail(s, ssh_is_connected(x->ssh) ? "refused" : "connect", why);
 }
 
 static void session_open(struct exec *x, struct session *s)
 {
+    if (!s->told)
+        frame_append(&s->out, FRAME_ASKED, "", 0); /* at once: vmmd tries no command again that may have begun */
+    s->told = true;
+    session_write(s);
+    if (s->gone)
+        return;
+    if (s->kill_asked) {
+        fail(s, "failed", "killed before it began");
+        return;
+    }
     ssh_callbacks_init(&s->callbacks);
     s->callbacks.userdata = s;
     s->callbacks.channel_exit_status_function = on_exit_status;
@@ -273,22 +311,26 @@ static bool write_channel(struct session *s)
     return false;
 }
 
-/* The wrapper's line: "PID LEADER", or "!WORD". */
+/* The wrapper's line: "PID LEADER START", or "!WORD". */
 static void take_mark(struct session *s, const char *said, char *rest, size_t len)
 {
-    int leader = 0;
+    int leader = 0, n;
+    long long start = 0;
+    char json[96];
 
     s->marked = true;
     if (said[0] == '!') {
         fail(s, "script", said + 1);
         return;
     }
-    if (sscanf(said, "%ld %d", &s->pid, &leader) != 2 || s->pid <= 1) {
+    if (sscanf(said, "%9ld %1d %18lld", &s->pid, &leader, &start) < 2 || s->pid <= 1) {
+        s->pid = 0;
         fail(s, "script", "mark");
         return;
     }
     s->leader = leader != 0;
-    frame_append(&s->out, FRAME_STARTED, "{}", 2);
+    n = snprintf(json, sizeof(json), "{\"pid\":%ld,\"start\":%lld}", s->leader ? s->pid : 0, start);
+    frame_append(&s->out, FRAME_STARTED, json, (size_t)n);
     if (len > 0)
         frame_append(&s->out, FRAME_OUT, rest, len);
 }
@@ -408,7 +450,7 @@ bool session_step(struct exec *x, struct session *s)
 
     if (s->ended || !s->asked)
         return session_write(s);
-    if (s->channel == NULL && !s->gone) {
+    if (s->channel == NULL && !s->gone && (s->probe || s->kill_asked || open_channels(x) < x->w->cap)) {
         session_open(x, s);
         moved = true;
     }

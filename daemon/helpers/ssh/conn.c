@@ -142,7 +142,7 @@ void conn_close(ssh_session s)
     fd_close(fd);
 }
 
-static ssh_session try_open(int64_t banner_ms, int wake, char *why, const char **ret_kind)
+static ssh_session try_once(int64_t banner_ms, int wake, char *why, const char **ret_kind)
 {
     int fd = tcp_connect(banner_ms, wake, why, ret_kind);
     ssh_session s;
@@ -176,6 +176,20 @@ static ssh_session try_open(int64_t banner_ms, int wake, char *why, const char *
         return NULL;
     }
     helper.entered = true;
+    return s;
+}
+
+static ssh_session try_open(int64_t banner_ms, int wake, char *why, const char **ret_kind)
+{
+    bool single = helper.crowded;
+
+    if (single)
+        pthread_mutex_lock(&helper.single);
+    ssh_session s = try_once(banner_ms, wake, why, ret_kind);
+    if (single)
+        pthread_mutex_unlock(&helper.single);
+    if (s == NULL && helper.entered && strcmp(*ret_kind, "connect") == 0)
+        helper.crowded = true;
     return s;
 }
 

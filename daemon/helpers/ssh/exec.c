@@ -1,7 +1,9 @@
 /* exec.c - a worker with one connection and the sessions given to it.  See exec.h.
  *
  * Happy path: connect, and then each turn: what vmmd sent, what the guest sent, what is to die; then wait for more.
- * Failures.  No connection: a probe goes on trying, a command is told.  The connection is lost: all are told, and so is vmmd. */
+ * Failures.  No connection: a probe goes on trying, a command goes to another worker or is told.  The connection is lost: all
+ * that run are told, and so is vmmd.  The guest refuses a channel: fewer are asked for on this connection, and the command goes
+ * to another. */
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
@@ -23,6 +25,32 @@ static void session_free(struct exec *x, struct session *s)
     worker_ended(x->w);
 }
 
+/* To another worker, if one takes it. */
+static void pass_on(struct exec *x, struct session *s, bool to_wait)
+{
+    struct session **p = &x->sessions;
+
+    while (*p != s)
+        p = &(*p)->next;
+    *p = s->next; /* from here on it may be another thread's */
+    if (!worker_pass_on(x->w, s, to_wait)) {
+        s->next = x->sessions;
+        x->sessions = s;
+    }
+}
+
+/* Those that the guest knows nothing of go to other connections. */
+static void pass_on_all(struct exec *x)
+{
+    for (struct session *s = x->sessions, *next; s != NULL; s = next) {
+        next = s->next;
+        if (!session_is_fresh(s))
+            continue;
+        s->refusals++;
+        pass_on(x, s, true);
+    }
+}
+
 static bool step_all(struct exec *x)
 {
     bool moved = false;
@@ -34,6 +62,8 @@ static bool step_all(struct exec *x)
             s->gone = true;
         if (session_done(s))
             session_free(x, s);
+        else if (session_is_fresh(s)) /* there was no room for it */
+            pass_on(x, s, false);
     }
     return sessions_kill(x) || moved;
 }
@@ -41,12 +71,12 @@ static bool step_all(struct exec *x)
 static void take_new(struct exec *x)
 {
     char bytes[16];
-    int fd;
+    struct given given;
 
     while (read(x->w->wake[0], bytes, sizeof(bytes)) > 0)
         ;
-    while ((fd = worker_take(x->w)) >= 0) {
-        struct session *s = session_new(fd);
+    while (worker_take(x->w, &given)) {
+        struct session *s = given.session != NULL ? given.session : session_new(given.fd);
         if (s == NULL) {
             worker_ended(x->w);
             continue;
@@ -59,7 +89,7 @@ static void take_new(struct exec *x)
 static bool must_tick(const struct exec *x)
 {
     for (const struct session *s = x->sessions; s != NULL; s = s->next)
-        if (s->exited || s->gone || s->kill_asked)
+        if (s->exited || s->gone || s->kill_asked || session_is_fresh(s))
             return true;
     return false;
 }
@@ -186,13 +216,13 @@ void *exec_worker(void *arg)
 
     take_new(&x);
     wait_and_read(&x, 1000); /* the requests follow their sockets */
-    bool connected = connect_guest(&x);
-    if (connected)
+    if (connect_guest(&x)) {
+        worker_ready(x.w, true);
         serve(&x);
-    pthread_mutex_lock(&helper.lock);
-    x.w->broken = true;
-    pthread_mutex_unlock(&helper.lock);
+    }
+    worker_ready(x.w, false);
     take_new(&x);
+    pass_on_all(&x);
     fail_all(&x);
     flush_all(&x, FLUSH_MS);
     if (x.event != NULL) {

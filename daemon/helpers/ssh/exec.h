@@ -6,8 +6,6 @@
 
 #include "helpers/ssh/ssh.h"
 
-enum { SESSIONS_MAX = EXEC_CHANNELS_MAX + 8 };
-
 struct session {
     struct session *next;
     int fd;
@@ -21,6 +19,8 @@ struct session {
     struct buf input;
     bool input_end, input_end_sent;
     /* the command */
+    bool told;         /* FRAME_ASKED was sent */
+    unsigned refusals; /* of a connection or a channel */
     ssh_channel channel;
     struct ssh_channel_callbacks_struct callbacks;
     struct buf scan; /* stdout before the first line */
@@ -55,6 +55,8 @@ bool session_write(struct session *s);
 bool session_wants_input(const struct session *s);
 /* Ends it with an error; its channel is closed. */
 void session_fail(struct session *s, const char *kind, const char *detail);
+/* Nothing of it has reached the guest: another connection may do. */
+bool session_is_fresh(const struct session *s);
 /* Moves what can be moved; true when anything was. */
 bool session_step(struct exec *x, struct session *s);
 /* Nothing is left to do for it. */

@@ -160,7 +160,8 @@ static void put_stat(struct buf *out, const char *name, const struct sftp_attrib
         buf_char(out, ',');
     }
     buf_printf(out, "\"type\":\"%s\",\"size\":%llu,\"mode\":\"%04o\",\"mtime\":%lu}", type_text(a),
-               (unsigned long long)a->size, a->permissions & 07777, (unsigned long)a->mtime);
+               (unsigned long long)(a->size < INT64_MAX ? a->size : INT64_MAX), a->permissions & 07777,
+               (unsigned long)a->mtime);
 }
 
 static int answer_stat(struct files *f, int type, const struct sftp_attributes_struct *a)
@@ -331,7 +332,7 @@ static bool disk_full(struct files *f, const char *path)
 /* Over what is there, in one step: SFTP 3 renames over nothing, and libssh 0.10 knows no better; mv does. */
 static int rename_over(struct files *f, const char *from, const char *to)
 {
-    CLEANUP_BUF struct buf command = BUF_INIT(32768);
+    CLEANUP_BUF struct buf command = BUF_INIT(64 << 10); /* two paths of 4096 quotes */
     char bytes[256];
 
     if (sftp_rename(f->sftp, from, to) == 0)
@@ -339,7 +340,8 @@ static int rename_over(struct files *f, const char *from, const char *to)
     buf_str(&command, "exec mv -f -- ");
     shell_quote(&command, from);
     buf_char(&command, ' ');
-    shell_quote(&command, to);
+    if (shell_quote(&command, to) != 0)
+        return -1;
     ssh_channel c = ssh_channel_new(f->ssh);
     int status = -1;
     if (c != NULL && ssh_channel_open_session(c) == SSH_OK && ssh_channel_request_exec(c, command.data) == SSH_OK) {
@@ -521,7 +523,8 @@ static void serve_one(struct files *f)
     f->lost = false;
     if (receive_frame(f, &text) == FRAME_REQUEST && connected(f)) {
         json_t *request = json_loadb(text.data, text.len, JSON_REJECT_DUPLICATES, NULL);
-        obey(f, request);
+        if (send_frame(f, FRAME_ASKED, "", 0) == 0)
+            obey(f, request);
         json_decref(request);
         if (f->lost)
             disconnect(f);
@@ -533,12 +536,15 @@ static void serve_one(struct files *f)
 void *files_worker(void *arg)
 {
     struct files f = {.w = arg, .fd = -1};
+    struct given given;
     char bytes[16];
 
     buf_init(&f.chunk, WRITE_SIZE_OPENSSH + 2 * FRAME_MAX);
     while (!worker_retire(f.w)) {
-        while ((f.fd = worker_take(f.w)) >= 0)
+        while (worker_take(f.w, &given)) {
+            f.fd = given.fd;
             serve_one(&f);
+        }
         struct pollfd p = {.fd = f.w->wake[0], .events = POLLIN};
         poll(&p, 1, TICK_MS);
         while (read(f.w->wake[0], bytes, sizeof(bytes)) > 0)

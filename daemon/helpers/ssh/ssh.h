@@ -23,6 +23,7 @@ enum {
     KEY_FD = 4,
     EXEC_WORKERS_MAX = 16,
     EXEC_CHANNELS_MAX = 8, /* sshd's MaxSessions is 10; one is kept for kills */
+    SESSIONS_MAX = EXEC_CHANNELS_MAX + 8,
     FILE_WORKERS_MAX = 4,
     CONNECT_S = 10,
     BUSY_S = 25, /* for a guest that let us in before: it may be busy, and its sshd drop those that come in a crowd */
@@ -35,8 +36,10 @@ struct helper {
     char host[64];
     int port;
     ssh_key key;
-    atomic_bool entered;  /* the guest let us in once */
-    sem_t connecting;     /* few at once: an sshd drops those that come in a crowd (MaxStartups) */
+    atomic_bool entered; /* the guest let us in once */
+    sem_t connecting;    /* few at once: an sshd drops those that come in a crowd (MaxStartups) */
+    atomic_bool crowded; /* it did: from then on one after the other */
+    pthread_mutex_t single;
     pthread_mutex_t lock; /* of what follows */
     char host_key[2048];  /* "ssh-ed25519 AAAA..."; "" until the first contact */
     bool stopping;
@@ -61,24 +64,39 @@ void end_error(struct buf *out, const char *kind, const char *detail);
 
 /* --- workers --- */
 
+struct session;
+
+/* A new session's socket; or one that another worker could not serve. */
+struct given {
+    int fd;
+    struct session *session;
+};
+
 struct worker {
     pthread_t thread;
     bool used;   /* has a thread, or one to be joined */
     bool over;   /* the thread has returned */
     bool broken; /* takes no more */
+    bool ready;  /* is connected */
     int wake[2]; /* a pipe */
-    int incoming[EXEC_CHANNELS_MAX + 8];
+    struct given incoming[SESSIONS_MAX];
     unsigned n_incoming;
-    unsigned busy; /* sessions given and not ended */
-    unsigned cap;
+    unsigned busy;   /* sessions given and not ended */
+    atomic_uint cap; /* of those at once; more wait */
     int64_t idle_since;
 };
 
 void *exec_worker(void *arg);
 void *files_worker(void *arg);
-/* Takes one of the sockets given, or -1.  With the lock held by nobody. */
-int worker_take(struct worker *w);
+/* Takes one of those given, if there is any.  The lock is held by nobody, here and below. */
+bool worker_take(struct worker *w, struct given *ret);
 void worker_ended(struct worker *w); /* one session less */
+/* It is connected, or is not any more. */
+void worker_ready(struct worker *w, bool ready);
+/* The guest lets it have so many channels and no more.  Two and more are sshd's rule, for the other connections too. */
+void worker_cap(struct worker *w, unsigned channels);
+/* Gives a session to another worker that has room, else to a new one, else, to_wait, to one that is connected. */
+bool worker_pass_on(struct worker *from, struct session *s, bool to_wait);
 /* Whether the worker has been idle for long, or the helper stops: then it is over for good. */
 bool worker_retire(struct worker *w);
 
