@@ -28,6 +28,10 @@ struct core_exec *core_exec_new(struct live_vm *vm, const struct exec_request *r
 void core_exec_pause(struct core_exec *x, bool paused); /* see exec.h */
 void core_exec_free(struct core_exec *x);               /* kills what still runs; NULL is fine; also from the events */
 
+/* Whether commands can be run in this VM's guest at all: ERR_BACKEND_NOT_AVAILABLE. */
+int core_guest_check(const struct live_vm *vm, struct error *err);
+enum exec_via core_exec_via(const struct core_exec *x);
+
 struct core_exec_stats {
     unsigned now, most; /* in all guests; in the one that has most */
     uint64_t total;
