@@ -115,7 +115,7 @@ struct live_vm {
     struct live_image *image; /* of the cache, that its disk stands on; referenced */
     struct live_vm *image_next, **image_at;
     unsigned n_execs;
-    bool agent_runs; /* the agent has run a command */
+    bool agent_runs;               /* the agent has run a command */
     struct logfile *provision_log; /* while provisioning is under way */
 };
 
