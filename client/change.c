@@ -173,6 +173,12 @@ static bool wait_once(const struct cli *cli, struct change *c, const char *path,
     return over;
 }
 
+static void tick(const struct change *c)
+{
+    if (c->tick != NULL && !signals_interrupted())
+        c->tick(c->tick_arg);
+}
+
 int change_wait(const struct cli *cli, struct change *c)
 {
     CLEANUP_FREE char *path = NULL;
@@ -186,6 +192,7 @@ int change_wait(const struct cli *cli, struct change *c)
     progress_update(&progress, c->operation);
     if (operation_ended(c->operation)) {
         progress_clear();
+        tick(c);
         return judge(c);
     }
     path = operation_path(c);
@@ -194,8 +201,10 @@ int change_wait(const struct cli *cli, struct change *c)
             exit_code = leave(c);
             break;
         }
+        tick(c);
     }
     progress_clear();
+    tick(c);
     return exit_code;
 }
 

@@ -15,6 +15,9 @@ struct change {
     const char *subject; /* the VM's name */
     const char *key;     /* Idempotency-Key, NULL for one of vmctl's own */
 
+    void (*tick)(void *arg); /* now and then while change_wait waits, and at its end; NULL: not */
+    void *tick_arg;
+
     json_t *operation; /* as it was last seen */
     json_t *problem;   /* why it failed */
     char own_key[UUID_TEXT_MAX];

@@ -111,6 +111,11 @@ void usage_print(const struct command *command);
 /* The worse of two exit codes, for commands that take several names. */
 int exit_worse(int a, int b);
 
+/* Waits until the VM has come to all of these (states, conditions) and says so unless quiet, at most so many seconds; the exit
+ * code. */
+int wait_for(const struct cli *cli, const char *name, const char *const *conditions, size_t count, long long timeout_s,
+             bool quiet);
+
 /* Stops every VM that runs or is suspended, all together within so many seconds (-1: the usual). */
 int stop_all(const struct cli *cli, long long timeout_s);
 
@@ -128,6 +133,7 @@ int cmd_status(struct cli *cli, const struct args *args);
 int cmd_wait(struct cli *cli, const struct args *args);
 int cmd_log(struct cli *cli, const struct args *args);
 int cmd_console(struct cli *cli, const struct args *args);
+int cmd_provision(struct cli *cli, const struct args *args);
 int cmd_exec(struct cli *cli, const struct args *args);
 int cmd_ssh(struct cli *cli, const struct args *args);
 int cmd_cp(struct cli *cli, const struct args *args);

@@ -14,9 +14,10 @@
 #include "diagnostic.h"
 #include "output.h"
 #include "progress.h"
+#include "provision.h"
 #include "util.h"
 
-enum { FILE_MAX = 1 << 20 }; /* a request's body is no larger */
+enum { FILE_MAX = 1 << 20, CONDITIONS_MAX = 64, WAIT_S = 300 }; /* a request's body is no larger */
 
 /* Says that a file could not be read; returns the exit code. */
 static int unreadable(const struct cli *cli, const char *path, int failed)
@@ -261,6 +262,21 @@ static int set_cloud_init(const struct cli *cli, const struct args *args, json_t
     return result != EXIT_DONE ? result : set_string(args, "hostname", seed, "hostname");
 }
 
+/* Steps of the command line come behind those of --spec. */
+static int set_provision(const struct cli *cli, const struct args *args, json_t *spec)
+{
+    json_t *steps;
+
+    if (!args_has(args, "inline") && !args_has(args, "script") && !args_has(args, "file"))
+        return EXIT_DONE;
+    steps = json_object_get(spec, "provision");
+    if (!json_is_array(steps)) {
+        steps = json_array();
+        json_object_set_new(spec, "provision", steps);
+    }
+    return provision_steps(cli, args, steps);
+}
+
 static int set_labels(const struct args *args, json_t *body)
 {
     const char *label;
@@ -296,7 +312,15 @@ static int build_spec(const struct cli *cli, const struct args *args, json_t *sp
         result = set_boot(args, spec);
     if (result == EXIT_DONE)
         result = set_network(args, spec);
-    return result == EXIT_DONE ? set_cloud_init(cli, args, spec) : result;
+    if (result == EXIT_DONE)
+        result = set_cloud_init(cli, args, spec);
+    return result == EXIT_DONE ? set_provision(cli, args, spec) : result;
+}
+
+/* What comes behind the making needs a VM that runs. */
+static bool starts(const struct args *args)
+{
+    return args_has(args, "start") || args_has(args, "provision") || args_has(args, "wait");
 }
 
 static int build_body(const struct cli *cli, const struct args *args, const char *name, json_t *body)
@@ -312,7 +336,7 @@ static int build_body(const struct cli *cli, const struct args *args, const char
         result = set_string(args, "backend", body, "backend");
     if (result == EXIT_DONE)
         result = set_labels(args, body);
-    if (args_has(args, "start"))
+    if (starts(args))
         json_object_set_new(body, "start", json_true());
     return result;
 }
@@ -329,15 +353,42 @@ static void report(const struct cli *cli, const struct args *args, const struct 
         out_line("%s: create is under way (operation %s)", c->subject, json_text(c->operation, "id"));
     } else {
         out_line("%s created (%s)", c->subject, id);
-        if (args_has(args, "start"))
+        if (starts(args))
             out_line("%s started", c->subject);
     }
+    out_flush();
+}
+
+/* With -o json there is one document: the last one. */
+static bool more_to_come(const struct cli *cli, const struct args *args)
+{
+    return cli->format != FORMAT_TABLE && (args_has(args, "wait") || args_has(args, "provision"));
+}
+
+/* The VM runs: --wait, then --provision. */
+static int go_on(const struct cli *cli, const struct args *args, const char *name)
+{
+    const char *conditions[CONDITIONS_MAX], *condition;
+    CLEANUP_JSON json_t *body = json_object();
+    long long timeout = WAIT_S;
+    size_t at = 0, count = 0;
+    int result = EXIT_DONE;
+
+    if (!args_integer(args, "timeout", 0, 1 << 30, &timeout))
+        return EXIT_USAGE;
+    while (count < CONDITIONS_MAX && (condition = args_next(args, "wait", &at)) != NULL)
+        conditions[count++] = condition;
+    if (count > 0)
+        result =
+            wait_for(cli, name, conditions, count, timeout, args_has(args, "provision") && cli->format != FORMAT_TABLE);
+    return result == EXIT_DONE && args_has(args, "provision") ? provision_run(cli, name, body, NULL) : result;
 }
 
 int cmd_create(struct cli *cli, const struct args *args)
 {
     const char *option = args_value(args, "name"), *word = args->word_count > 0 ? args->words[0] : NULL;
     const char *name = option != NULL ? option : word;
+    long long timeout;
     struct change c = {.method = "POST", .subject = name, .key = args_value(args, "idempotency-key")};
     int result;
 
@@ -347,6 +398,10 @@ int cmd_create(struct cli *cli, const struct args *args)
         return usage_error(args->command, "two names: %s and --name %s", word, option);
     if (!utf8_valid(name, strlen(name)))
         return usage_error(args->command, "the name is not UTF-8");
+    if (cli->no_wait && (args_has(args, "wait") || args_has(args, "provision")))
+        return usage_error(args->command, "--no-wait and --wait or --provision exclude each other");
+    if (!args_integer(args, "timeout", 0, 1 << 30, &timeout))
+        return EXIT_USAGE;
     c.path = x_strdup("/v1/vms");
     c.body = json_object();
     result = build_body(cli, args, name, c.body);
@@ -356,8 +411,8 @@ int cmd_create(struct cli *cli, const struct args *args)
         result = change_wait(cli, &c);
     if (c.problem != NULL)
         problem_show(cli, c.problem, NULL);
-    else if (result == EXIT_DONE)
+    else if (result == EXIT_DONE && !more_to_come(cli, args))
         report(cli, args, &c);
     change_done(&c);
-    return result;
+    return result == EXIT_DONE ? go_on(cli, args, name) : result;
 }

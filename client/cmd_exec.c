@@ -17,24 +17,6 @@
 
 enum { STDIN_MAX = 700 << 10, TIMEOUT_MAX = 86400 };
 
-static const char base64_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-static char *encode(const struct buf *in)
-{
-    struct buf out = BUF_INIT(TEXT_MAX);
-
-    for (size_t i = 0; i < in->len; i += 3) {
-        size_t n = in->len - i < 3 ? in->len - i : 3;
-        unsigned bits = 0;
-
-        for (size_t k = 0; k < 3; k++)
-            bits = bits << 8 | (k < n ? (unsigned char)in->data[i + k] : 0);
-        for (size_t k = 0; k < 4; k++)
-            buf_char(&out, k <= n ? base64_digits[bits >> (18 - 6 * k) & 63] : '=');
-    }
-    return x_take(&out);
-}
-
 static bool add_environment(const struct args *args, json_t *body)
 {
     json_t *env = json_object();
@@ -66,7 +48,7 @@ static bool add_input(const struct args *args, json_t *body)
         buf_done(&input);
         return false;
     }
-    CLEANUP_FREE char *text = encode(&input);
+    CLEANUP_FREE char *text = base64_encode(&input);
     json_object_set_new(body, "stdin_base64", json_string(text));
     buf_done(&input);
     return true;

@@ -180,3 +180,21 @@ bool base64_decode(const char *text, struct buf *b)
     }
     return text[strspn(text, "=")] == '\0' && !b->failed;
 }
+
+static const char base64_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
+char *base64_encode(const struct buf *in)
+{
+    struct buf out = BUF_INIT(TEXT_MAX);
+
+    for (size_t i = 0; i < in->len; i += 3) {
+        size_t n = in->len - i < 3 ? in->len - i : 3;
+        unsigned bits = 0;
+
+        for (size_t k = 0; k < 3; k++)
+            bits = bits << 8 | (k < n ? (unsigned char)in->data[i + k] : 0);
+        for (size_t k = 0; k < 4; k++)
+            buf_char(&out, k <= n ? base64_digits[bits >> (18 - 6 * k) & 63] : '=');
+    }
+    return x_take(&out);
+}

@@ -38,6 +38,9 @@ bool parse_integer(const char *s, long long *ret_value);
 /* Reads a whole file ("-" is stdin) of at most `max` bytes. Returns 0, or an errno (EFBIG: too large). */
 int read_whole_file(const char *path, size_t max, struct buf *b);
 
+/* The bytes in base64; the caller mem_frees it. */
+char *base64_encode(const struct buf *in);
+
 /* Decodes base64 into `b`; false when it is none. */
 bool base64_decode(const char *text, struct buf *b);
 

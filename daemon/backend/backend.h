@@ -68,7 +68,7 @@ struct backend_adoption {
     struct backend_exit end; /* for ENDED: what the paused QEMU tells of its guest's end; it has been ended */
 };
 
-enum backend_log { BACKEND_LOG_CONSOLE, BACKEND_LOG_VMM };
+enum backend_log { BACKEND_LOG_CONSOLE, BACKEND_LOG_VMM, BACKEND_LOG_PROVISION };
 
 /* What the host holds of a backend's VMs, whoever knows of it.  In the order in which it may be removed. */
 enum backend_trace_kind {
@@ -189,6 +189,8 @@ struct backend {
      * (the channel asked for, or any, is not there), ERR_LIFECYCLE_VSOCK_UNAVAILABLE, ERR_SSH_FAILED. */
     struct exec *(*exec)(struct backend_vm *bvm, const struct exec_request *req, const struct exec_events *events,
                          void *arg, struct error *err);
+    /* Whether the VM has a guest that runs commands at all; NULL: where exec is set. */
+    bool (*has_guest)(const struct vm *vm);
 
     /* Files of the guest of a running VM, by SSH or else its agent; see guest/files.h.  NULL: there are no guests.  Fails as exec. */
     struct files *(*guest_files)(struct backend_vm *bvm, const struct files_request *req,

@@ -166,6 +166,14 @@ void error_ctx_int(struct error *err, const char *key, int64_t value)
     }
 }
 
+void error_ctx_null(struct error *err, const char *key)
+{
+    struct error_context *slot = context_slot(err, key);
+
+    if (slot != NULL)
+        slot->kind = ERROR_VALUE_NULL;
+}
+
 void error_ctx_list(struct error *err, const char *key, const char *const *items)
 {
     struct error_context *slot = context_slot(err, key);

@@ -32,7 +32,7 @@ struct error_info {
 
 enum { ERROR_MESSAGE_MAX = 480, ERROR_CAUSES_MAX = 12, ERROR_CONTEXT_MAX = 8 };
 
-enum error_value { ERROR_VALUE_STR, ERROR_VALUE_INT, ERROR_VALUE_LIST };
+enum error_value { ERROR_VALUE_STR, ERROR_VALUE_INT, ERROR_VALUE_LIST, ERROR_VALUE_NULL };
 
 struct error_context {
     char key[24];
@@ -75,6 +75,7 @@ void error_help(struct error *err, const char *fmt, ...) __attribute__((format(p
 /* Context members of the problem document; a repeated key replaces its value.  A list is NULL-terminated. */
 void error_ctx_str(struct error *err, const char *key, const char *value);
 void error_ctx_int(struct error *err, const char *key, int64_t value);
+void error_ctx_null(struct error *err, const char *key);
 void error_ctx_list(struct error *err, const char *key, const char *const *items);
 /* The string value of a context key, or NULL. */
 const char *error_ctx_get(const struct error *err, const char *key);

@@ -49,6 +49,8 @@ static void context(struct buf *out, const struct error *err)
             buf_printf(out, "%" PRId64, c->num);
         else if (c->kind == ERROR_VALUE_LIST)
             list(out, c->str);
+        else if (c->kind == ERROR_VALUE_NULL)
+            buf_str(out, "null");
         else
             buf_json_str(out, c->str != NULL ? c->str : "");
     }

@@ -109,7 +109,8 @@ unsigned core_vm_count(const struct core *core, unsigned by_state[VM_STATE_MAX])
 int core_vm_create(struct core *core, const struct core_request *req, const json_t *body, struct operation **ret,
                    struct error *err);
 struct core_verb_args {
-    int64_t timeout_s; /* stop and restart: how long the guest may take; -1: default */
+    int64_t timeout_s;   /* stop and restart: how long the guest may take; -1: default */
+    const json_t *steps; /* provision: checked (model/provision.h), in place of the spec's; NULL: those */
 };
 /* DELETE of a destroyed id comes as ref too: *ret is then a finished operation without effect. */
 int core_vm_verb(struct core *core, const struct core_request *req, const char *ref, enum vm_verb verb,
@@ -222,6 +223,9 @@ struct vm_wait *core_vm_wait(struct live_vm *vm, const char *const *conditions, 
 void core_vm_unwait(struct vm_wait *w);
 
 /* --- logs and explain --- */
+
+/* Where a VM's log is: its backend's, or that of provisioning.  -1: it has none. */
+int core_log_path(const struct live_vm *vm, enum backend_log which, char *out);
 
 struct core_log_chunk {
     const char *data;

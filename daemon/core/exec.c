@@ -45,12 +45,19 @@ static int refuse_state(const struct live_vm *vm, struct error *err)
     return -1;
 }
 
+int core_guest_check(const struct live_vm *vm, struct error *err)
+{
+    if (vm->be->exec != NULL && (vm->be->has_guest == NULL || vm->be->has_guest(&vm->vm)))
+        return 0;
+    return error_set(err, ERR_BACKEND_NOT_AVAILABLE, "backend %s runs no commands", vm->be->name);
+}
+
 static int check(const struct live_vm *vm, struct error *err)
 {
     const struct core_config *config = &vm->core->config;
 
-    if (vm->be->exec == NULL)
-        return error_set(err, ERR_BACKEND_NOT_AVAILABLE, "backend %s runs no commands", vm->be->name);
+    if (core_guest_check(vm, err) < 0)
+        return -1;
     if (vm->vm.state != VM_RUNNING || vm->bvm == NULL)
         return refuse_state(vm, err);
     if (vm->core->stopping)
@@ -213,6 +220,11 @@ struct core_exec *core_exec_new(struct live_vm *vm, const struct exec_request *r
     }
     vm->core->execs_total++;
     return x;
+}
+
+enum exec_via core_exec_via(const struct core_exec *x)
+{
+    return x->via;
 }
 
 void core_exec_pause(struct core_exec *x, bool paused)

@@ -34,6 +34,9 @@ enum { ADDRESS_WAIT_MS = 30000 };
 bool core_address_missing(const struct live_vm *vm, enum exec_via via);
 /* ERR_NETWORK_IP_DISCOVERY_TIMEOUT */
 void core_address_refuse(const struct live_vm *vm, int64_t waited_ms, struct error *err);
+/* Whether commands can be run in this VM's guest at all: ERR_BACKEND_NOT_AVAILABLE. */
+int core_guest_check(const struct live_vm *vm, struct error *err);
+enum exec_via core_exec_via(const struct core_exec *x);
 
 struct core_exec_stats {
     unsigned now, most; /* in all guests; in the one that has most */

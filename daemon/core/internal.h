@@ -9,6 +9,7 @@
 #include "model/image.h"
 
 struct change;
+struct logfile;
 struct vm_plan;
 
 struct core {
@@ -114,7 +115,8 @@ struct live_vm {
     struct live_image *image; /* of the cache, that its disk stands on; referenced */
     struct live_vm *image_next, **image_at;
     unsigned n_execs;
-    bool agent_runs; /* the agent has run a command */
+    bool agent_runs;               /* the agent has run a command */
+    struct logfile *provision_log; /* while provisioning is under way */
 };
 
 /* An image of the cache. */
@@ -301,6 +303,7 @@ struct operation {
     char *image_name; /* of an operation on an image */
     bool has_progress;
     int64_t progress_done, progress_total; /* total -1: not known */
+    const char *progress_unit;             /* NULL: bytes */
     int64_t progress_told;                 /* monotonic ms of the last event */
     struct operation *ended_next;
     bool listed_ended;

@@ -27,7 +27,7 @@ void live_vm_set_failure(struct live_vm *vm, enum error_code code, enum vm_failu
 
 static bool has_ssh(const struct live_vm *vm)
 {
-    return vm->be->exec != NULL && vm_ssh_key(&vm->vm) != NULL;
+    return vm->be->exec != NULL && vm->be->has_guest == NULL && vm_ssh_key(&vm->vm) != NULL;
 }
 
 void live_vm_conditions_down(struct live_vm *vm, const char *reason)
@@ -41,9 +41,17 @@ void live_vm_conditions_down(struct live_vm *vm, const char *reason)
     live_vm_observed_none(vm, true, reason);
 }
 
+/* What was done in a guest without a disk is gone with its boot. */
+static void forget_provisioned(struct live_vm *vm)
+{
+    if (!vm_spec_has_image(&vm->vm.spec))
+        vm_provisioned_forget(&vm->vm);
+}
+
 void live_vm_conditions_booting(struct live_vm *vm)
 {
     vm->agent_runs = false;
+    forget_provisioned(vm);
     vm_condition_set(&vm->vm, VM_COND_READY, false, "booting", "");
     vm_condition_set(&vm->vm, VM_COND_AGENT, false, "booting", "");
     vm->vm.conditions[VM_COND_DISK_IO].known = false;
@@ -239,11 +247,12 @@ static void on_guest_reset(void *arg)
 {
     struct live_vm *vm = arg;
 
-    if (vm->gone || (vm->op != NULL && !vm->op->persisted))
+    if (vm->gone || (vm->op != NULL && !vm->op->persisted && vm->op->plan->verb != VM_PROVISION))
         return;
     struct change *ch = change_new(vm->core);
     change_event(ch, "vm.guest_reset", vm, NULL, NULL, NULL);
     vm->agent_runs = false;
+    forget_provisioned(vm);
     condition(vm, VM_COND_READY, false, "booting", "", ch);
     condition(vm, VM_COND_AGENT, false, "booting", "", ch);
     live_vm_observed_none(vm, false, "booting");
@@ -284,16 +293,31 @@ static void io_failed(struct live_vm *vm, const char *reason)
     change_commit(ch, NULL, NULL);
 }
 
+/* What runs in the guest stands still with it, and would do so until its deadline. */
+static void provision_stopped(struct live_vm *vm, const char *reason)
+{
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+
+    if (vm->op == NULL || vm->op->plan->verb != VM_PROVISION)
+        return;
+    error_set(&err, strcmp(reason, "enospc") == 0 ? ERR_HOST_DISK_FULL : ERR_IO,
+              "the guest of VM %s was paused: a write to its disk failed (%s)", vm->vm.name, reason);
+    error_help(&err, "see to the host's disk, `vmctl resume %s`, then provision it again", vm->vm.name);
+    vm_op_cancel(vm->op, &err);
+}
+
 static void on_io_error(void *arg, const char *reason)
 {
     struct live_vm *vm = arg;
 
     if (vm->gone)
         return;
-    if ((vm->op != NULL && !vm->op->persisted) || vm->settling)
+    if ((vm->op != NULL && !vm->op->persisted) || vm->settling) {
         vm->io_late = reason;
-    else
+        provision_stopped(vm, reason);
+    } else {
         io_failed(vm, reason);
+    }
 }
 
 void live_vm_told_late(struct live_vm *vm)

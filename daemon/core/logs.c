@@ -90,8 +90,15 @@ static void live_over(void *arg, const struct logfile_chunk *c, struct error *er
     mem_free(r);
 }
 
+int core_log_path(const struct live_vm *vm, enum backend_log which, char *out)
+{
+    return vm->be->log_path != NULL ? vm->be->log_path(vm->be, &vm->vm, which, out) : -1;
+}
+
 static struct logfile *live_log(const struct live_vm *vm, enum backend_log which)
 {
+    if (which == BACKEND_LOG_PROVISION)
+        return vm->provision_log;
     struct console *console =
         which == BACKEND_LOG_CONSOLE && vm->bvm != NULL && vm->be->console != NULL ? vm->be->console(vm->bvm) : NULL;
 
@@ -120,7 +127,7 @@ struct log_read *core_log_read(struct live_vm *vm, enum backend_log which, int64
                             : logfile_read(live, offset, max, live_over, r, err);
         if (r->live != NULL)
             return r;
-    } else if ((vm->be->log_path == NULL || vm->be->log_path(vm->be, &vm->vm, which, r->path) < 0)) {
+    } else if (core_log_path(vm, which, r->path) < 0) {
         r->path[0] = '\0';
         r->plain = true; /* a backend without this log: an empty one */
     }

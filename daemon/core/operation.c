@@ -110,6 +110,11 @@ struct operation *operation_new_image(struct core *core, const char *kind, const
     return NULL;
 }
 
+static const char *progress_unit(const struct operation *op)
+{
+    return op->progress_unit != NULL ? op->progress_unit : "bytes";
+}
+
 void operation_progress(struct operation *op, int64_t done, int64_t total)
 {
     int64_t now = clock_mono_ms();
@@ -123,7 +128,7 @@ void operation_progress(struct operation *op, int64_t done, int64_t total)
     op->progress_told = now;
     change_lazy_event(op->core, "operation.progress", NULL, op,
                       json_pack("{s:s,s:I,s:o,s:s}", "kind", op->kind, "done", (json_int_t)done, "total",
-                                total >= 0 ? json_integer(total) : json_null(), "unit", "bytes"));
+                                total >= 0 ? json_integer(total) : json_null(), "unit", progress_unit(op)));
 }
 
 struct operation *operation_ref(struct operation *op)
@@ -185,11 +190,11 @@ char *operation_render(const struct operation *op)
     json_t *target = json_pack("{s:o,s:o}", "vm_id", text_or_null(op->vm_id), "vm_name", text_or_null(op->vm_name));
     if (op->image_name != NULL)
         target = field_set(target, "image", json_string(op->image_name));
-    json_t *progress =
-        op->has_progress
-            ? json_pack("{s:I,s:o,s:s}", "done", (json_int_t)op->progress_done, "total",
-                        op->progress_total >= 0 ? json_integer(op->progress_total) : json_null(), "unit", "bytes")
-            : json_null();
+    json_t *progress = op->has_progress
+                           ? json_pack("{s:I,s:o,s:s}", "done", (json_int_t)op->progress_done, "total",
+                                       op->progress_total >= 0 ? json_integer(op->progress_total) : json_null(), "unit",
+                                       progress_unit(op))
+                           : json_null();
     json_t *doc = json_pack("{s:s,s:s,s:o,s:s,s:o,s:o,s:o,s:o,s:o,s:b,s:s,s:o,s:o}", "id", op->id, "kind", op->kind,
                             "target", target, "state", state_texts[op->state], "step", text_or_null(step), "steps",
                             steps_json(op), "progress", progress, "error", error_json(op), "result",

@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/limit.h"
 #include "base/mem.h"
+#include "core/exec.h"
 #include "core/internal.h"
 #include "core/ops/ops.h"
 #include "model/fields.h"
@@ -182,5 +183,11 @@ int core_vm_verb(struct core *core, const struct core_request *req, const char *
         return vm_op_nothing(vm, core, vm_plan_of(verb)->kind, req, ret, err);
     if (!held && !vm_verb_allowed(verb, vm->vm.state))
         return vm_state_error(verb, vm->vm.name, vm->vm.state, err);
+    if (verb == VM_PROVISION) {
+        if (!held && json_array_size(args->steps != NULL ? args->steps : vm->vm.spec.provision) == 0)
+            return vm_op_nothing(vm, core, vm_plan_of(verb)->kind, req, ret, err);
+        if (core_guest_check(vm, err) < 0)
+            return -1;
+    }
     return vm_op_begin(vm, vm_plan_of(verb), req, args, forced, ret, err);
 }

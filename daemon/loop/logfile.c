@@ -102,7 +102,7 @@ static void start_work(struct logfile *log)
 
 static void finish_if_over(struct logfile *log)
 {
-    if (!log->ended || !log->told || log->working)
+    if (!log->ended || !log->told || log->working || log->reads != NULL)
         return;
     loop_revoke(log->loop, &log->tell);
     logwriter_close(&log->writer);
@@ -332,6 +332,7 @@ static void read_done(void *arg, void *data, int rc, struct error *err)
     } else if (merged < 0) {
         rc = error_set(err, ERR_IO, "no memory to read the log %.200s", r->prefix);
     }
+    struct logfile *log = r->log;
     read_unlink(r);
     chunk = r->chunk;
     if (rc == 0 && r->tail) {
@@ -342,6 +343,7 @@ static void read_done(void *arg, void *data, int rc, struct error *err)
     }
     r->done(r->arg, rc == 0 ? &chunk : NULL, err);
     read_free(r);
+    finish_if_over(log);
 }
 
 static struct logfile_read *read_start(struct logfile *log, const struct logfile_read *like, struct error *err)
@@ -389,7 +391,10 @@ struct logfile_read *logfile_tail(struct logfile *log, size_t n_lines, logfile_r
 
 void logfile_cancel(struct logfile_read *r)
 {
+    struct logfile *log = r->log;
+
     read_unlink(r);
+    finish_if_over(log);
 }
 
 /* ---- birth and end ---- */
@@ -420,8 +425,6 @@ struct logfile *logfile_open(struct loop *loop, const char *prefix, size_t max_b
 
 void logfile_close(struct logfile *log, void (*done)(void *arg), void *arg)
 {
-    while (log->reads != NULL)
-        read_unlink(log->reads);
     if (log->dropped > 0)
         mark_dropped(log);
     log->ended = true;
@@ -445,6 +448,11 @@ void logfile_free(struct logfile *log)
 bool logfile_is_ready(const struct logfile *log)
 {
     return log->ready;
+}
+
+size_t logfile_waiting(const struct logfile *log)
+{
+    return log->flying.len + log->pending.len;
 }
 
 uint64_t logfile_oldest(const struct logfile *log)

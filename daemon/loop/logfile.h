@@ -27,14 +27,16 @@ struct logfile;
 struct logfile *logfile_open(struct loop *loop, const char *prefix, size_t max_bytes, struct error *err);
 /* Ends the log without writing what waits; reads under way are not answered, watchers are told (ended). */
 void logfile_free(struct logfile *log); /* NULL is fine */
-/* Ends the log as logfile_free does, but writes first what waits, then calls done (may be NULL), once, on a later turn:
- * the files are not touched any more from then on. */
+/* Ends the log as logfile_free does, but writes first what waits and answers the reads under way, then calls done (may be
+ * NULL), once, on a later turn: the files are not touched any more from then on. */
 void logfile_close(struct logfile *log, void (*done)(void *arg), void *arg);
 
 /* Appends; never fails, see above. */
 void logfile_append(struct logfile *log, const void *data, size_t len);
 /* Appends the line "[vmmd: TEXT]", on a line of its own. */
 void logfile_gap(struct logfile *log, const char *text);
+/* How much waits to be written: a producer that can be paused keeps this small, and nothing is dropped. */
+size_t logfile_waiting(const struct logfile *log);
 /* Whether the disk has been looked at; before, the two offsets are 0. */
 bool logfile_is_ready(const struct logfile *log);
 uint64_t logfile_oldest(const struct logfile *log);

@@ -8,6 +8,8 @@
 #include "base/clock.h"
 #include "base/mem.h"
 
+enum { PROVISIONED_MAX = 512 };
+
 static const char *const state_texts[VM_STATE_MAX] = {"preparing", "prepared", "running",  "suspended",
                                                       "stopped",   "failed",   "destroyed"};
 
@@ -42,6 +44,7 @@ static const struct {
     [VM_RESTART] = {"restart", IN(VM_RUNNING) | IN(VM_SUSPENDED), 0},
     [VM_SUSPEND] = {"suspend", IN(VM_RUNNING), 0},
     [VM_RESUME] = {"resume", IN(VM_SUSPENDED), 0},
+    [VM_PROVISION] = {"provision", IN(VM_RUNNING), 0},
     [VM_DESTROY] = {"destroy",
                     IN(VM_PREPARING) | IN(VM_PREPARED) | IN(VM_RUNNING) | IN(VM_SUSPENDED) | IN(VM_STOPPED) |
                         IN(VM_FAILED),
@@ -272,8 +275,38 @@ void vm_failure_done(struct vm_failure *f)
     *f = (struct vm_failure){0};
 }
 
+bool vm_provisioned_has(const struct vm *vm, const char *digest)
+{
+    const json_t *item;
+    size_t i;
+
+    json_array_foreach(vm->provisioned.done, i, item)
+    {
+        if (strcmp(json_string_value(item), digest) == 0)
+            return true;
+    }
+    return false;
+}
+
+bool vm_provisioned_add(struct vm *vm, const char *digest)
+{
+    if (vm->provisioned.done == NULL)
+        vm->provisioned.done = json_array();
+    if (json_array_size(vm->provisioned.done) >= PROVISIONED_MAX)
+        json_array_remove(vm->provisioned.done, 0);
+    return json_array_append_new(vm->provisioned.done, json_string(digest)) == 0;
+}
+
+void vm_provisioned_forget(struct vm *vm)
+{
+    json_decref(vm->provisioned.done);
+    free_text(&vm->provisioned.temp);
+    vm->provisioned.done = NULL;
+}
+
 void vm_done(struct vm *vm)
 {
+    vm_provisioned_forget(vm);
     mem_free(vm->name);
     vm_labels_done(&vm->labels);
     vm_spec_done(&vm->spec);

@@ -43,6 +43,7 @@ enum vm_verb {
     VM_SUSPEND,
     VM_RESUME,
     VM_DESTROY,
+    VM_PROVISION,
     VM_VERB_MAX
 };
 const char *vm_verb_text(enum vm_verb verb); /* "start" */
@@ -205,6 +206,12 @@ struct vm_policy {
     int64_t autostart_at;  /* wall ms: when the host's boot had it started, or somebody said no; 0: never */
 };
 
+/* What was done in the guest by provisioning; not shown, kept with the VM. */
+struct vm_provisioned {
+    json_t *done; /* the digests of steps that run once and have succeeded, the newest last; NULL: none */
+    char *temp;   /* a file of vmmd's in the guest, to be removed; NULL: there is none */
+};
+
 struct vm {
     struct uuid id;
     char *name;
@@ -218,6 +225,7 @@ struct vm {
     struct vm_condition conditions[VM_COND_MAX];
     struct vm_failure failure;
     struct vm_policy policy;
+    struct vm_provisioned provisioned;
     bool has_operation;
     struct uuid operation;
     int64_t created_at;
@@ -237,6 +245,10 @@ void vm_failure_done(struct vm_failure *f);
 const char *vm_ssh_key(const struct vm *vm);
 const char *vm_ssh_user(const struct vm *vm);
 const char *vm_ssh_host(const struct vm *vm, uint16_t *ret_port);
+/* Steps that run once: whether this one has succeeded in the VM; notes that it has (false: no memory); forgets all. */
+bool vm_provisioned_has(const struct vm *vm, const char *digest);
+bool vm_provisioned_add(struct vm *vm, const char *digest);
+void vm_provisioned_forget(struct vm *vm);
 /* Sets a condition and its time; returns whether anything changed. */
 bool vm_condition_set(struct vm *vm, enum vm_condition_type type, bool status, const char *reason, const char *message);
 const char *vm_label_get(const struct vm_labels *labels, const char *key); /* NULL: none */

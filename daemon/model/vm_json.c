@@ -128,7 +128,7 @@ json_t *vm_private_json(const struct vm *vm)
     const struct vm_runtime *rt = &vm->runtime;
     const struct vm_policy *p = &vm->policy;
 
-    return json_pack("{s:I,s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:I,s:o,s:b,s:o,s:o,s:o,s:o,s:o}", "start_ticks",
+    return json_pack("{s:I,s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:I,s:o,s:b,s:o,s:o,s:o,s:o,s:o,s:O?,s:s?}", "start_ticks",
                      (json_int_t)rt->start_ticks, "boot_id", rt->boot_id, "exe", text_or_null(rt->exe), "machine_type",
                      text_or_null(rt->machine_type), "cpu_model", text_or_null(rt->cpu_model), "qemu_version",
                      text_or_null(rt->qemu_version), "tap", text_or_null(rt->tap), "disk_format",
@@ -136,7 +136,8 @@ json_t *vm_private_json(const struct vm *vm)
                      (json_int_t)p->restarts, "restarts_from", time_or_null(p->restarts_from), "restart_given_up",
                      p->given_up, "autostart_at", time_or_null(p->autostart_at), "image_name",
                      text_or_null(rt->image_name), "image_path", text_or_null(rt->image_path), "ssh_key_path",
-                     text_or_null(rt->ssh_key_path), "ssh_host_key", text_or_null(rt->ssh_host_key));
+                     text_or_null(rt->ssh_key_path), "ssh_host_key", text_or_null(rt->ssh_host_key), "provisioned",
+                     vm->provisioned.done, "provision_temp", vm->provisioned.temp);
 }
 
 /* --- back from the store: what we wrote ourselves, so any surprise is a damaged document --- */
@@ -265,6 +266,19 @@ static void policy_from_json(const json_t *private_doc, struct vm_policy *p)
     p->autostart_at = get_time(private_doc, "autostart_at");
 }
 
+static bool provisioned_from_json(const json_t *private_doc, struct vm *vm)
+{
+    json_t *item;
+    size_t i;
+
+    json_array_foreach(json_object_get(private_doc, "provisioned"), i, item)
+    {
+        if (json_is_string(item) && !vm_provisioned_add(vm, json_string_value(item)))
+            return false;
+    }
+    return take_text(&vm->provisioned.temp, private_doc, "provision_temp");
+}
+
 static const char *find_backend(const char *name, const char *const *backends)
 {
     for (size_t i = 0; name != NULL && backends[i] != NULL; i++)
@@ -293,7 +307,8 @@ int vm_from_json(const json_t *doc, const json_t *private_doc, const char *const
     policy_from_json(private_doc, &vm.policy);
     vm.name = mem_strdup(name);
     if (vm.name == NULL || !failure_from_json(json_object_get(doc, "failure"), &vm.failure) ||
-        !runtime_from_json(json_object_get(doc, "runtime"), private_doc, &vm.runtime)) {
+        !runtime_from_json(json_object_get(doc, "runtime"), private_doc, &vm.runtime) ||
+        !provisioned_from_json(private_doc, &vm)) {
         error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
     } else if (vm_labels_parse(json_object_get(doc, "labels"), "/labels", &vm.labels, err) == 0 &&
                vm_spec_parse(json_object_get(doc, "spec"), "/spec", &vm.spec, err) == 0) {

@@ -7,16 +7,10 @@
 #include "base/str.h"
 #include "model/fields.h"
 #include "model/image.h"
+#include "model/provision.h"
 #include "model/vm.h"
 
-enum {
-    LABELS_MAX = 64,
-    LABEL_CHARS_MAX = 128,
-    FORWARDS_MAX = 64,
-    KEYS_MAX = 64,
-    USER_DATA_MAX = 524288,
-    STEPS_MAX = 256
-};
+enum { LABELS_MAX = 64, LABEL_CHARS_MAX = 128, FORWARDS_MAX = 64, KEYS_MAX = 64, USER_DATA_MAX = 524288 };
 
 static const char *const machines[] = {"q35", "microvm", NULL};
 static const char *const accels[] = {"auto", "kvm", "tcg", NULL};
@@ -340,59 +334,14 @@ static int parse_hardware(const struct fields *f, struct vm_spec *s)
     return 0;
 }
 
-static bool base64_valid(const char *s)
-{
-    size_t len = strlen(s), n = strspn(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/");
-
-    return len % 4 == 0 && len - n <= 2 && strspn(s + n, "=") == len - n;
-}
-
-/* One step of provisioning: checked and kept; it runs only when asked. */
-static int parse_step(const json_t *step, const char *pointer, struct error *err)
-{
-    static const char *const names[] = {"type", "inline", "content_base64", "destination", "mode", NULL};
-    static const char *const types[] = {"shell", "file", NULL};
-    CLEANUP_FREE char *code = NULL, *content = NULL, *destination = NULL, *mode = NULL;
-    struct fields f;
-    int type = -1;
-
-    if (fields_open(&f, step, pointer, names, err) < 0 || field_enum(&f, "type", types, &type) < 0 ||
-        field_str(&f, "inline", USER_DATA_MAX, &code) < 0 ||
-        field_str(&f, "content_base64", USER_DATA_MAX, &content) < 0 ||
-        field_path(&f, "destination", &destination) < 0 || field_str(&f, "mode", 4, &mode) < 0)
-        return -1;
-    if (type < 0)
-        return field_error(&f, "type", "shell or file");
-    if (mode != NULL && (type == 0 || strlen(mode) < 3 || strspn(mode, "01234567") != strlen(mode)))
-        return field_error(&f, "mode", "an octal mode of 3 or 4 digits, for type file");
-    if ((type == 0) != (code != NULL))
-        return field_error(&f, "inline", "given for type shell only");
-    if ((type == 1) != (content != NULL))
-        return field_error(&f, "content_base64", "given for type file only");
-    if (content != NULL && !base64_valid(content))
-        return field_error(&f, "content_base64", "Base64, with its padding");
-    if ((type == 1) != (destination != NULL))
-        return field_error(&f, "destination", "given for type file only: an absolute path in the guest");
-    return 0;
-}
-
 static int parse_provision(const struct fields *f, struct vm_spec *s)
 {
     const json_t *steps = field_get(f, "provision");
-    char pointer[128];
+    char pointer[FIELD_POINTER_MAX];
 
-    if (steps == NULL)
-        return 0;
-    if (!json_is_array(steps) || json_array_size(steps) > STEPS_MAX)
-        return field_error(f, "provision", "an array of at most 256 steps");
-    for (size_t i = 0; i < json_array_size(steps); i++) {
-        snprintf(pointer, sizeof(pointer), "%s/provision/%zu", f->pointer, i);
-        if (parse_step(json_array_get(steps, i), pointer, f->err) < 0)
-            return -1;
-    }
-    if (json_array_size(steps) > 0 && (s->provision = json_deep_copy(steps)) == NULL)
-        return no_memory(f->err);
-    return 0;
+    return steps != NULL
+               ? provision_parse(steps, field_pointer(pointer, f->pointer, "provision"), &s->provision, f->err)
+               : 0;
 }
 
 typedef int section_parser(const json_t *obj, const char *pointer, struct vm_spec *s, struct error *err);

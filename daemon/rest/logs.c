@@ -1,4 +1,4 @@
-/* logs.c - GET …/logs/{console,vmm}: the bytes of a log, once or followed. */
+/* logs.c - GET …/logs/{console,vmm,provision}: the bytes of a log, once or followed. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -222,4 +222,9 @@ void rest_vm_log_console(struct http_request *req, void *arg)
 void rest_vm_log_vmm(struct http_request *req, void *arg)
 {
     get_log(req, arg, BACKEND_LOG_VMM);
+}
+
+void rest_vm_log_provision(struct http_request *req, void *arg)
+{
+    get_log(req, arg, BACKEND_LOG_PROVISION);
 }

@@ -62,8 +62,10 @@ void rest_answer_operation(struct rest *rest, struct http_request *req, struct o
 int rest_answer_replay(struct rest *rest, struct http_request *req, const struct core_request *creq, struct error *err);
 
 http_handler rest_vms_list, rest_vm_create, rest_vm_get, rest_vm_patch, rest_vm_destroy;
-http_handler rest_vm_start, rest_vm_stop, rest_vm_kill, rest_vm_restart, rest_vm_reset, rest_vm_suspend, rest_vm_resume;
-http_handler rest_vm_wait, rest_vm_explain, rest_vm_log_console, rest_vm_log_vmm, rest_vm_console, rest_vm_vnc;
+http_handler rest_vm_start, rest_vm_stop, rest_vm_kill, rest_vm_restart, rest_vm_reset, rest_vm_suspend, rest_vm_resume,
+    rest_vm_provision;
+http_handler rest_vm_wait, rest_vm_explain, rest_vm_log_console, rest_vm_log_vmm, rest_vm_log_provision,
+    rest_vm_console, rest_vm_vnc;
 http_handler rest_images_list, rest_image_pull, rest_image_get, rest_image_delete, rest_image_convert,
     rest_images_prune, rest_image_upload;
 http_handler rest_vm_ssh, rest_vm_exec;

@@ -26,11 +26,13 @@ const struct http_route rest_routes[] = {
     {HTTP_POST, "/v1/vms/{vm}/reset", rest_vm_reset},
     {HTTP_POST, "/v1/vms/{vm}/suspend", rest_vm_suspend},
     {HTTP_POST, "/v1/vms/{vm}/resume", rest_vm_resume},
+    {HTTP_POST, "/v1/vms/{vm}/provision", rest_vm_provision},
 
     {HTTP_GET, "/v1/vms/{vm}/wait", rest_vm_wait, .no_body = true},
     {HTTP_GET, "/v1/vms/{vm}/explain", rest_vm_explain, .no_body = true},
     {HTTP_GET, "/v1/vms/{vm}/logs/console", rest_vm_log_console, .no_body = true},
     {HTTP_GET, "/v1/vms/{vm}/logs/vmm", rest_vm_log_vmm, .no_body = true},
+    {HTTP_GET, "/v1/vms/{vm}/logs/provision", rest_vm_log_provision, .no_body = true},
     {HTTP_GET, "/v1/vms/{vm}/console", rest_vm_console, .no_body = true},
     {HTTP_GET, "/v1/vms/{vm}/vnc", rest_vm_vnc, .no_body = true},
     {HTTP_GET, "/v1/vms/{vm}/ssh", rest_vm_ssh, .no_body = true},

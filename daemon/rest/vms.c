@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "base/str.h"
 #include "model/fields.h"
+#include "model/provision.h"
 #include "rest/rest.h"
 
 /* --- list --- */
@@ -169,14 +170,24 @@ void rest_vm_patch(struct http_request *req, void *arg)
 
 static int verb_args(const json_t *body, enum vm_verb verb, struct core_verb_args *ret, struct error *err)
 {
-    static const char *const with_timeout[] = {"timeout_s", NULL}, *const without[] = {NULL};
-    bool takes = verb == VM_STOP || verb == VM_RESTART;
+    static const char *const with_timeout[] = {"timeout_s", NULL}, *const with_steps[] = {"steps", NULL},
+                             *const without[] = {NULL};
+    bool takes_timeout = verb == VM_STOP || verb == VM_RESTART, takes_steps = verb == VM_PROVISION;
+    json_t *checked = NULL;
     struct fields f;
 
     ret->timeout_s = -1;
-    if (fields_open(&f, body, "", takes ? with_timeout : without, err) < 0)
+    if (fields_open(&f, body, "", takes_timeout ? with_timeout : takes_steps ? with_steps : without, err) < 0)
         return -1;
-    return takes ? field_int(&f, "timeout_s", 0, 3600, &ret->timeout_s) : 0;
+    if (takes_timeout)
+        return field_int(&f, "timeout_s", 0, 3600, &ret->timeout_s);
+    if (!takes_steps || field_get(&f, "steps") == NULL)
+        return 0;
+    if (provision_parse(field_get(&f, "steps"), "/steps", &checked, err) < 0)
+        return -1;
+    json_decref(checked);
+    ret->steps = field_get(&f, "steps");
+    return 0;
 }
 
 static void verb(struct http_request *req, struct rest *rest, enum vm_verb verb)
@@ -248,4 +259,9 @@ void rest_vm_suspend(struct http_request *req, void *arg)
 void rest_vm_resume(struct http_request *req, void *arg)
 {
     verb(req, arg, VM_RESUME);
+}
+
+void rest_vm_provision(struct http_request *req, void *arg)
+{
+    verb(req, arg, VM_PROVISION);
 }

@@ -8,7 +8,7 @@ import pytest
 
 from lib.vmmd import VMCTL
 
-COMMANDS = ("create start stop kill reset restart suspend resume destroy list status explain wait log console exec ssh cp ssh-config events ops doctor adopt image host errors version "
+COMMANDS = ("create start stop kill reset restart suspend resume destroy list status explain wait log console provision exec ssh cp ssh-config events ops doctor adopt image host errors version "
             "completion help").split()
 
 

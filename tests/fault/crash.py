@@ -76,7 +76,7 @@ class Run:
     def bring(self, state):
         case = self.case
         labels = {"noop.fail": "spawn"} if state == "failed" and not self.world.qemu else {}
-        answer = self.api.post("/v1/vms", {"name": self.name, "backend": case.backend, "labels": labels, "spec": case.spec},
+        answer = self.api.post("/v1/vms", {"name": self.name, "backend": case.backend, "labels": {**labels, **case.kept}, "spec": case.spec},
                                prefer_wait=60)
         assert answer.status == 200, answer
         self.vm_id = answer.json["result"]["id"]

@@ -19,6 +19,7 @@ class Case:
     goal: Optional[str] = None      # of the VM when it is done; None: there is none
     body: Optional[dict] = None
     labels: dict = field(default_factory=dict)   # while it crashes; gone before the retry
+    kept: dict = field(default_factory=dict)     # from its making to its end
     spec: dict = field(default_factory=dict)
     start: bool = False             # create does
     holder: Optional[tuple] = None  # (verb, step): an operation that holds the VM in this step
@@ -95,6 +96,8 @@ NOOP = [
          points=lambda points: [point for point in points if point[0].startswith("store:vm:")]),
     Case("resume, found running", "resume", "suspended", "running", labels={"noop.adopt": "running"},
          points=between("op:vm.resume:resume:after", "store:vm.resume:succeeded:before")),
+    Case("provision", "provision", "running", "running", body={"steps": [{"type": "shell", "script": "#!/bin/sh", "run": "once"}]},
+         kept={"noop.exec": "0"}),
     Case("destroy, prepared", "destroy", "prepared", None, spec=FORWARDS),
     Case("destroy, running", "destroy", "running", None, spec=FORWARDS, again=after("op:vm.destroy:kill:after")),
     Case("destroy, suspended", "destroy", "suspended", None),

@@ -281,7 +281,7 @@ def test_chunked_body_is_read(api):
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v1/nonsense", "/v1/vms/", "/v1/vms/web/nonsense", "/v2/vms", "/v1//vms",
                                   "/v1/vms/web/start/again", "/v1/pools", "/v1/imagines", "/v1/snapshots/x", "/v1/leases/x",
-                                  "/v1/host/leaks/x", "/v1/vms/web/logs/provision"])
+                                  "/v1/host/leaks/x", "/v1/vms/web/logs/provisions"])
 def test_unknown_route_is_not_found(api, path):
     answer = api.get(path)
     assert (answer.status, answer.code) == (404, "api::not_found")

@@ -82,7 +82,7 @@ def test_202_without_location_is_found():
 def test_published_schemas_are_open_for_answers_and_closed_for_requests():
     doc = Contract().doc["components"]["schemas"]
     requests = {"VmCreate", "SpecInput", "BootInput", "NetworkInput", "ForwardInput", "CloudInitInput", "SshInput",
-                "ProvisionStepInput", "VmPatch", "StopRequest", "ReapRequest", "AdoptRequest",
+                "ProvisionStepInput", "ProvisionRequest", "VmPatch", "StopRequest", "ReapRequest", "AdoptRequest",
                 "ImagePull", "ImageConvert", "ImagePrune", "Empty"}
     for name, schema in doc.items():
         if schema.get("type") != "object":

@@ -389,6 +389,20 @@ static void a_read_may_be_cancelled_and_ends_with_the_log(void **state)
     assert_int_equal(f->reads, 0);
 }
 
+static void a_read_under_way_is_answered_when_the_log_closes(void **state)
+{
+    struct fixture *f = *state;
+
+    open_ready(f, 1 << 20);
+    append(f, "text\n");
+    f->reads = 0;
+    assert_non_null(logfile_read(f->log, 0, 100, on_read, f, NULL));
+    logfile_cancel(logfile_read(f->log, 0, 100, on_read, f, NULL));
+    close_log(f);
+    assert_int_equal(f->reads, 1);
+    assert_string_equal(f->data, "text\n");
+}
+
 static void the_tail_is_counted_in_lines(void **state)
 {
     struct fixture *f = *state;
@@ -524,6 +538,7 @@ int main(void)
         TEST(watchers_are_told_of_bytes_and_of_the_end),
         TEST(a_watcher_may_leave_or_end_the_log),
         TEST(a_read_may_be_cancelled_and_ends_with_the_log),
+        TEST(a_read_under_way_is_answered_when_the_log_closes),
         TEST(the_tail_is_counted_in_lines),
         TEST(no_log_is_an_empty_one),
         TEST(strange_files_are_left_alone),

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "backend/noop/guest.h"
 #include "base/clock.h"
 #include "base/mem.h"
 #include "loop/timer.h"
@@ -34,6 +35,7 @@ struct backend_vm {
     struct timer *delay;
     struct loop_task cancel_task;
 
+    struct noop_exec *execs;
     struct timer *exit_timer;
     bool agent_lost, agent_up, off; /* to be told */
     struct loop_task event_task;
@@ -132,6 +134,7 @@ static void process_over(struct backend_vm *b)
     loop_revoke(b->noop->loop, &b->event_task);
     if (b->exit_timer != NULL)
         timer_stop(b->exit_timer);
+    noop_execs_end(&b->execs, b->vm->name);
 }
 
 /* The last that is done: the owner may detach in it. */
@@ -365,6 +368,7 @@ static struct backend_vm *noop_attach(struct backend *be, struct vm *vm, const s
 
 static void noop_detach(struct backend_vm *b)
 {
+    noop_execs_end(&b->execs, b->vm->name);
     loop_revoke(b->noop->loop, &b->cancel_task);
     loop_revoke(b->noop->loop, &b->event_task);
     timer_free(b->delay);
@@ -498,6 +502,20 @@ static int noop_log_path(struct backend *be, const struct vm *vm, enum backend_l
     return -1;
 }
 
+static bool noop_has_guest(const struct vm *vm)
+{
+    return vm_label_get(&vm->labels, "noop.exec") != NULL;
+}
+
+static struct exec *noop_exec(struct backend_vm *b, const struct exec_request *req, const struct exec_events *events,
+                              void *arg, struct error *err)
+{
+    const char *how = label(b, "noop.exec");
+
+    return noop_exec_new(b->noop->loop, how != NULL ? how : "0", label_ms(b, "noop.exec_ms", 0), req, events, arg,
+                         &b->execs, err);
+}
+
 static json_t *noop_describe(struct backend *be)
 {
     return json_pack("{s:s,s:b,s:s,s:s,s:[{s:s,s:b,s:s}]}", "name", be->name, "available", 1, "reason",
@@ -543,6 +561,8 @@ struct backend *noop_backend_new(struct loop *loop, const char *data_dir, struct
         .adopt = noop_adopt,
         .pressed_agent = noop_pressed_agent,
         .log_path = noop_log_path,
+        .exec = noop_exec,
+        .has_guest = noop_has_guest,
         .describe = noop_describe,
         .free = noop_free,
     };

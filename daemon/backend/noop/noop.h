@@ -15,6 +15,7 @@
  *   noop.ip=IP[,IP...]         the guest's addresses, told before its agent answers; noop.ip_source=lease or neighbour
  *   noop.cloud_init=REASON[:MESSAGE]   how cloud-init ends where there is a seed (done)
  *   noop.adopt=HOW             what a restarted daemon finds: running, suspended, nothing, or an end as above
+ *   noop.exec=HOW              its guest runs commands, which end so: an exit code, SIGNAME, or hang; noop.exec_ms=MS later
  * A noop VM outlives the daemon: it is found in the state that its row tells. */
 #ifndef BACKEND_NOOP_NOOP_H
 #define BACKEND_NOOP_NOOP_H

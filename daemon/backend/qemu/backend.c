@@ -248,10 +248,12 @@ static bool qemu_pressed_agent(struct backend_vm *bvm)
 static int qemu_log_path(struct backend *be, const struct vm *vm, enum backend_log which, char *out)
 {
     char id[UUID_TEXT_MAX];
-    const char *name = which == BACKEND_LOG_CONSOLE ? "console.log" : "vmm.log";
+    static const char *const names[] = {[BACKEND_LOG_CONSOLE] = "console.log",
+                                        [BACKEND_LOG_VMM] = "vmm.log",
+                                        [BACKEND_LOG_PROVISION] = "provision.log"};
 
     uuid_text(&vm->id, id);
-    return snprintf(out, PATH_MAX, "%s/vms/%s/%s", self(be)->data_dir, id, name) < PATH_MAX ? 0 : -1;
+    return snprintf(out, PATH_MAX, "%s/vms/%s/%s", self(be)->data_dir, id, names[which]) < PATH_MAX ? 0 : -1;
 }
 
 static struct console *qemu_console(struct backend_vm *bvm)

@@ -103,6 +103,16 @@ static struct vm_op *vm_op_new(struct live_vm *vm, const struct vm_plan *plan, c
         error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
         return NULL;
     }
+    if (plan->verb == VM_PROVISION) {
+        vo->provision = provision_new(vo, args != NULL && args->steps != NULL ? args->steps : vm->vm.spec.provision);
+        if (vo->provision == NULL) {
+            vm_op_free(vo);
+            error_set(err, ERR_DAEMON_OVERLOADED, "out of memory");
+            return NULL;
+        }
+        vo->deadline_ms += provision_deadline_ms(vo->provision);
+        vo->res->deadline = vo->res->created_at + vo->deadline_ms;
+    }
     if (req != NULL && req->peer != NULL) {
         vo->peer_known = true;
         vo->peer = *req->peer;

@@ -11,6 +11,7 @@
 
 struct vm_op;
 struct leftover;
+struct provision;
 
 enum { STOP_TIMEOUT_S = 30 }; /* how long a guest may take to power off when nobody says */
 
@@ -80,10 +81,11 @@ struct vm_op {
     struct change *intent;         /* waits for it */
     uint64_t room;                 /* counted in core->disk_promised */
     struct image_wait *image_wait; /* of a create for its image (vm_image.c) */
+    struct provision *provision;   /* its steps, and how far they are (vm_provision.c) */
 };
 
 extern const struct vm_plan vm_create_plan, vm_create_start_plan, vm_start_plan, vm_stop_plan, vm_kill_plan,
-    vm_reset_plan, vm_restart_plan, vm_suspend_plan, vm_resume_plan, vm_destroy_plan;
+    vm_reset_plan, vm_restart_plan, vm_suspend_plan, vm_resume_plan, vm_destroy_plan, vm_provision_plan;
 const struct vm_plan *vm_plan_of(enum vm_verb verb);
 /* NULL: there is none. */
 const struct vm_step *vm_step_named(const char *kind, const char *name);
@@ -117,6 +119,12 @@ void memory_release(struct vm_op *vo);
 int step_image(struct vm_op *vo, struct error *err);
 bool step_no_image(const struct vm_op *vo);
 void vm_image_forget(struct vm_op *vo);
+
+/* Provisioning (vm_provision.c): its steps are copied; NULL: no memory. */
+struct provision *provision_new(struct vm_op *vo, const json_t *steps);
+int64_t provision_deadline_ms(const struct provision *p); /* what its steps may take */
+void provision_park(struct provision *p);                 /* NULL is fine; nothing of it goes on or is told */
+void provision_free(struct provision *p);
 
 /* Ends the wait of a step from anything but the backend's call. */
 void vm_op_resume(struct vm_op *vo, struct error *err);

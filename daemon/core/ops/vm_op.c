@@ -23,6 +23,7 @@ void vm_op_free(struct vm_op *vo)
     memory_release(vo);
     vm_create_forget_check(vo);
     vm_image_forget(vo);
+    provision_free(vo->provision);
     if (vo->disk_ask != NULL)
         disk_forget(vo->disk_ask);
     change_drop(vo->intent);
@@ -41,9 +42,10 @@ void vm_op_free(struct vm_op *vo)
 const struct vm_plan *vm_plan_of(enum vm_verb verb)
 {
     static const struct vm_plan *const plans[VM_VERB_MAX] = {
-        [VM_CREATE] = &vm_create_plan,   [VM_START] = &vm_start_plan,   [VM_STOP] = &vm_stop_plan,
-        [VM_KILL] = &vm_kill_plan,       [VM_RESET] = &vm_reset_plan,   [VM_RESTART] = &vm_restart_plan,
-        [VM_SUSPEND] = &vm_suspend_plan, [VM_RESUME] = &vm_resume_plan, [VM_DESTROY] = &vm_destroy_plan,
+        [VM_CREATE] = &vm_create_plan,       [VM_START] = &vm_start_plan,   [VM_STOP] = &vm_stop_plan,
+        [VM_KILL] = &vm_kill_plan,           [VM_RESET] = &vm_reset_plan,   [VM_RESTART] = &vm_restart_plan,
+        [VM_SUSPEND] = &vm_suspend_plan,     [VM_RESUME] = &vm_resume_plan, [VM_DESTROY] = &vm_destroy_plan,
+        [VM_PROVISION] = &vm_provision_plan,
     };
 
     return plans[verb];
@@ -435,6 +437,7 @@ void vm_op_park(struct vm_op *vo)
 {
     vo->parked = true;
     vm_image_forget(vo);
+    provision_park(vo->provision);
     step_stop_wait(vo);
     if (vo->op != NULL)
         op_abandon(vo->op);
