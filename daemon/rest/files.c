@@ -117,7 +117,7 @@ static struct transfer *begin(struct rest *rest, struct http_request *req, const
         buf_init(&t->list, LIST_MAX);
         t->events = events;
         if (core_address_missing(vm, EXEC_AUTO) ? await_address(t, vm, files, &err) == 0
-                                               : (t->files = core_files(vm, files, events, t, &err)) != NULL)
+                                                : (t->files = core_files(vm, files, events, t, &err)) != NULL)
             return t;
         transfer_free(t);
     } else if (vm != NULL) {
