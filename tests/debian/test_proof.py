@@ -58,6 +58,7 @@ def test_debian_lives_from_its_url_to_nothing_left(vmmd, web, tmp_path):
     runs_commands(api)
     takes_and_gives_files(api)
     obeys_vmctl(vmmd, tmp_path)
+    is_provisioned(api)
     is_found_by_a_new_daemon(vmmd, api)
     reboots_as_itself(api)
     ends_and_leaves_nothing(vmmd, api)
@@ -127,6 +128,23 @@ def obeys_vmctl(vmmd, tmp_path):
     assert back.read_bytes() == there.read_bytes() and back.stat().st_mode & 0o777 == 0o710
     done = vmmd.vmctl("ssh", "web", "--", "sh", "-c", 'echo $(hostname) "$USER"; exit 9')
     assert (done.returncode, done.stdout) == (9, "debby ada\n"), done
+
+
+def is_provisioned(api):
+    """By all three kinds of steps, in order; one that fails says which, how and what it last wrote."""
+    steps = [{"type": "shell", "inline": 'id -un; echo "$X" >/var/provisioned', "env": {"X": "a  b"}},
+             {"type": "shell", "script": "#!/bin/sh\necho two >>/var/provisioned\n"},
+             {"type": "file", "content_base64": "dGhyZWUK", "destination": "/etc/app/three", "mode": "0640"},
+             {"type": "shell", "inline": "cat /etc/app/three >>/var/provisioned"}]
+    answer = api.post("/v1/vms/web/provision", {"steps": steps}, prefer_wait=guest.PATIENCE)
+    assert answer.status == 200, answer
+    assert run(api, "cat /var/provisioned; stat -c '%a %U' /etc/app/three; ls -d /tmp/*vmmd* 2>/dev/null; exit 0").split("\n") == \
+        ["a  b", "two", "three", "640 root", ""]
+    assert "root\n" in guest.log(api, which="provision").text
+    answer = api.post("/v1/vms/web/provision", {"steps": [steps[0], {"type": "shell", "inline": "echo because >&2; exit 3"}]},
+                      prefer_wait=guest.PATIENCE)
+    assert (answer.status, answer.code) == (424, "provision::failed"), answer
+    assert answer.context["step"] == 2 and answer.context["exit_code"] == 3 and "because" in str(answer.context["tail"]), answer
 
 
 def is_found_by_a_new_daemon(vmmd, api):
