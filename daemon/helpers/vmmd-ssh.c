@@ -37,6 +37,12 @@ struct helper helper = {.lock = PTHREAD_MUTEX_INITIALIZER, .single = PTHREAD_MUT
 static struct worker exec_workers[EXEC_WORKERS_MAX];
 static struct worker file_workers[FILE_WORKERS_MAX];
 static unsigned exec_cap = EXEC_CHANNELS_MAX;
+/* Transfers that found every worker at work: one that has ended for its client may still be at its end in the guest. */
+static struct {
+    int fd;
+    int64_t since;
+} waiting[FILES_WAITING_MAX];
+static unsigned n_waiting;
 
 int64_t now_ms(void)
 {
@@ -129,11 +135,28 @@ void worker_ready(struct worker *w, bool ready)
     pthread_mutex_unlock(&helper.lock);
 }
 
+/* The oldest of those that wait for a file worker; -1: none does.  With the lock held. */
+static int waiting_take(void)
+{
+    int fd = n_waiting > 0 ? waiting[0].fd : -1;
+
+    if (fd >= 0)
+        memmove(waiting, waiting + 1, --n_waiting * sizeof(waiting[0]));
+    return fd;
+}
+
 void worker_ended(struct worker *w)
 {
+    bool files = w >= file_workers && w < file_workers + FILE_WORKERS_MAX;
+
     pthread_mutex_lock(&helper.lock);
     w->busy--;
     w->idle_since = now_ms();
+    int fd = files && !w->broken && w->n_incoming == 0 ? waiting_take() : -1;
+    if (fd >= 0) {
+        w->incoming[w->n_incoming++] = (struct given){.fd = fd};
+        w->busy++;
+    }
     pthread_mutex_unlock(&helper.lock);
 }
 
@@ -237,17 +260,43 @@ bool worker_pass_on(struct worker *from, struct session *s, bool to_wait)
     return given;
 }
 
+static void refuse(int fd)
+{
+    CLEANUP_BUF struct buf out = BUF_INIT(1024);
+
+    end_error(&out, "busy", "every connection of this VM is in use");
+    send(fd, out.data, out.len, MSG_DONTWAIT | MSG_NOSIGNAL);
+    close(fd);
+}
+
 static void assign(char kind, int fd)
 {
     pthread_mutex_lock(&helper.lock);
     bool given = kind == 'x' ? give_exec(NULL, (struct given){.fd = fd}, true) : give_files((struct given){.fd = fd});
-    pthread_mutex_unlock(&helper.lock);
-    if (!given) {
-        CLEANUP_BUF struct buf out = BUF_INIT(1024);
-        end_error(&out, "busy", "every connection of this VM is in use");
-        send(fd, out.data, out.len, MSG_DONTWAIT | MSG_NOSIGNAL);
-        close(fd);
+    if (!given && kind == 'f' && n_waiting < FILES_WAITING_MAX) {
+        waiting[n_waiting].fd = fd;
+        waiting[n_waiting++].since = now_ms();
+        given = true;
     }
+    pthread_mutex_unlock(&helper.lock);
+    if (!given)
+        refuse(fd);
+}
+
+/* Those that have waited for long are refused; the others get what is free, a worker that returned among it. */
+static void sweep_waiting(void)
+{
+    int late = -1;
+
+    do {
+        pthread_mutex_lock(&helper.lock);
+        late = n_waiting > 0 && now_ms() - waiting[0].since > FILES_WAIT_MS ? waiting_take() : -1;
+        if (late < 0 && n_waiting > 0 && give_files((struct given){.fd = waiting[0].fd}))
+            waiting_take();
+        pthread_mutex_unlock(&helper.lock);
+        if (late >= 0)
+            refuse(late);
+    } while (late >= 0);
 }
 
 static void wake_all(struct worker *workers, unsigned n)
@@ -328,8 +377,10 @@ static void serve(void)
     while (alive() > 0 || now_ms() - idle_since < IDLE_MS) {
         struct pollfd p = {.fd = CONTROL_FD, .events = POLLIN};
         int fd;
+        int n = poll(&p, 1, SWEEP_MS);
 
-        if (poll(&p, 1, SWEEP_MS) <= 0)
+        sweep_waiting();
+        if (n <= 0)
             continue;
         if (control_receive(message, sizeof(message), &fd) == 0)
             return;

@@ -159,6 +159,12 @@ def test_transfers_and_commands_do_not_wait_for_each_other(api):
     assert answers == [200] * 4
 
 
+def test_one_transfer_after_another_finds_room(api):
+    put(api, "/tmp/small", b"x")
+    answers = [api.get(FILES, query={"path": "/tmp/small"}).status for _ in range(30)]
+    assert answers == [200] * 30
+
+
 def test_names_with_any_character(api):
     names = ["-rf", "new\nline", "it's \"$HOME\" `id` *", "ä: Permission denied", "end\n"]
     assert api.post(FILES + "/mkdir", {"path": "/tmp/-names"}).status == 200

@@ -25,6 +25,8 @@ enum {
     EXEC_CHANNELS_MAX = 8, /* sshd's MaxSessions is 10; one is kept for kills */
     SESSIONS_MAX = EXEC_CHANNELS_MAX + 8,
     FILE_WORKERS_MAX = 4,
+    FILES_WAITING_MAX = 8,
+    FILES_WAIT_MS = 2000,
     CONNECT_S = 10,
     BUSY_S = 25, /* for a guest that let us in before: it may be busy, and its sshd drop those that come in a crowd */
     CONNECTING_MAX = 3,
