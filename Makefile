@@ -198,7 +198,7 @@ check-cli: all ## vmctl, from outside
 
 check-e2e: all guest ## real guests
 	$(NEED_TESTS)
-	@$(PYTEST) -n 2 tests/e2e
+	@$(PYTEST) tests/e2e
 
 check-debian: all guest guest-debian ## a Debian cloud guest, which boots in a minute (DEBIAN="-k proof": one boot)
 	$(NEED_TESTS)

@@ -68,9 +68,7 @@ add $logs/c-tests.log $status '^c tests: '
 
 "$python" tests/lint/contract-coverage.py --reset
 for part in http cli e2e; do
-    workers=3
-    [ $part != e2e ] || workers=2 # guests under TCG take a core each
-    stage $part "$python" -m pytest -q -n $workers tests/$part
+    stage $part "$python" -m pytest -q -n 3 tests/$part
     status=$?
     grep -aE '^SKIPPED' $logs/$part.log
     tail -n 1 $logs/$part.log
