@@ -1,4 +1,4 @@
-/* cmd_cp.c - cp: by scp(1) where it reaches the guest with the VM's key or one that is given, else by the daemon's API. */
+/* cmd_cp.c - cp: by the daemon's API, over whatever channel the guest has; with a key of the user's own by scp(1). */
 #include <string.h>
 #include <unistd.h>
 
@@ -53,15 +53,7 @@ static bool one_way(const struct args *args)
     return true;
 }
 
-/* On the daemon's own host, with a key that can be read. */
-static bool scp_reaches(const struct cli *cli, const struct access *a, const char *key)
-{
-    const char *own = json_text(a->ssh, "private_key_path");
-
-    return cli->url == NULL && access_has_address(a) && (key != NULL || (own[0] != '\0' && access(own, R_OK) == 0));
-}
-
-static int by_scp(const struct args *args, const struct access *a)
+static int by_scp(const struct args *args, const struct access *a, const char *key)
 {
     char *argv[SSH_ARGV_MAX + WORDS_MAX] = {NULL};
     size_t count = 0;
@@ -70,7 +62,7 @@ static int by_scp(const struct args *args, const struct access *a)
     argv_add(argv, &count, x_strdup(isatty(STDERR_FILENO) ? "-p" : "-pq"));
     if (args_has(args, "recursive"))
         argv_add(argv, &count, x_strdup("-r"));
-    access_add(argv, &count, a, args_value(args, "key"));
+    access_add(argv, &count, a, key);
     argv_add(argv, &count, x_strdup("--"));
     for (size_t i = 0; i < args->word_count; i++) {
         const char *word = args->words[i];
@@ -113,13 +105,16 @@ static int by_api(const struct cli *cli, const struct args *args, const char *na
 int cmd_cp(struct cli *cli, const struct args *args)
 {
     CLEANUP_FREE char *name = named_vm(args);
+    const char *key = args_value(args, "key");
     struct access a = {0};
     int result = EXIT_FAILED;
 
     if (name == NULL || !one_way(args))
         return EXIT_USAGE;
-    if (access_get(cli, name, &a, &result))
-        result = scp_reaches(cli, &a, args_value(args, "key")) ? by_scp(args, &a) : by_api(cli, args, name);
+    if (key == NULL)
+        return by_api(cli, args, name);
+    if (access_get(cli, name, &a))
+        result = by_scp(args, &a, key);
     access_done(&a);
     return result;
 }

@@ -39,7 +39,7 @@ static char *own_hosts(void)
     return x_printf("%s/known_hosts", dir);
 }
 
-bool access_get(const struct cli *cli, const char *name, struct access *a, int *ret_exit)
+static bool access_ask(const struct cli *cli, const char *name, struct access *a, int *ret_exit)
 {
     CLEANUP_FREE char *vm_path = api_vm_path(name, ""), *ssh_path = api_vm_path(name, "/ssh");
 
@@ -53,7 +53,7 @@ bool access_get(const struct cli *cli, const char *name, struct access *a, int *
     return true;
 }
 
-bool access_has_address(const struct access *a)
+static bool has_address(const struct access *a)
 {
     return json_text(a->ssh, "host")[0] != '\0';
 }
@@ -91,21 +91,20 @@ static bool on_bridge(const struct access *a)
     return strcmp(json_text(network, "type"), "tap") == 0 && strcmp(json_text(a->vm, "state"), "running") == 0;
 }
 
-/* False after the problem was shown. */
-static bool access_get_ssh(const struct cli *cli, const char *name, struct access *a)
+bool access_get(const struct cli *cli, const char *name, struct access *a)
 {
-    int code = EXIT_VMCTL;
+    int code;
 
-    if (!access_get(cli, name, a, &code))
+    if (!access_ask(cli, name, a, &code))
         return false;
-    if (!access_has_address(a) && on_bridge(a)) {
+    if (!has_address(a) && on_bridge(a)) {
         if (!address_wait(cli, name))
             return false;
         access_done(a);
-        if (!access_get(cli, name, a, &code))
+        if (!access_ask(cli, name, a, &code))
             return false;
     }
-    if (access_has_address(a))
+    if (has_address(a))
         return true;
     CLEANUP_JSON json_t *problem = problem_new(ERR_GUEST_UNAVAILABLE, "VM %s has no address that is known", name);
     problem_show(cli, problem, NULL);
@@ -179,7 +178,7 @@ int ssh_run(struct cli *cli, const struct ssh_call *call)
     char *argv[SSH_ARGV_MAX] = {NULL};
     size_t count = 0;
 
-    if (!access_get_ssh(cli, call->name, &a)) {
+    if (!access_get(cli, call->name, &a)) {
         access_done(&a);
         return EXIT_VMCTL;
     }
@@ -234,7 +233,7 @@ int cmd_ssh_config(struct cli *cli, const struct args *args)
     for (size_t i = 0; i < args->word_count; i++) {
         struct access a;
 
-        if (!access_get_ssh(cli, args->words[i], &a)) {
+        if (!access_get(cli, args->words[i], &a)) {
             access_done(&a);
             return EXIT_FAILED;
         }

@@ -15,13 +15,15 @@
 #include <unistd.h>
 
 #include "api.h"
+#include "base/clock.h"
 #include "base/fd.h"
 #include "diagnostic.h"
 #include "output.h"
+#include "progress.h"
 #include "signals.h"
 #include "util.h"
 
-enum { DEPTH_MAX = 64 };
+enum { DEPTH_MAX = 64, TELL_MS = 200 };
 
 static char *files_path(const struct copy *c, const char *path, const char *more)
 {
@@ -106,6 +108,10 @@ static enum kind look(const struct copy *c, const char *path, json_t **ret_list,
 struct sink {
     int fd;
     int failed; /* errno */
+    struct progress progress;
+    const char *name;
+    long long done;
+    int64_t told_ms;
 };
 
 static bool take(void *arg, const char *bytes, size_t size)
@@ -122,6 +128,11 @@ static bool take(void *arg, const char *bytes, size_t size)
         }
         bytes += n;
         size -= (size_t)n;
+        sink->done += n;
+    }
+    if (clock_mono_ms() - sink->told_ms >= TELL_MS) {
+        sink->told_ms = clock_mono_ms();
+        progress_amount(&sink->progress, sink->name, "copy", sink->done, -1);
     }
     return true;
 }
@@ -129,7 +140,9 @@ static bool take(void *arg, const char *bytes, size_t size)
 static int get_file(const struct copy *c, const char *from, const char *to)
 {
     CLEANUP_FREE char *url = files_path(c, from, ""), *part = x_printf("%s.vmctl-%d", to, (int)getpid());
-    struct sink sink = {.fd = open(part, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600)};
+    struct sink sink = {.fd = open(part, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600),
+                        .name = to,
+                        .told_ms = clock_mono_ms()};
     CLEANUP_FD int fd = sink.fd;
     struct api_request req = {.path = url, .stream = true, .sink = take, .arg = &sink};
     struct api_response res;
@@ -137,7 +150,9 @@ static int get_file(const struct copy *c, const char *from, const char *to)
 
     if (fd < 0)
         return local_error(part, "cannot be made");
+    progress_init(&sink.progress, c->cli);
     enum api_result result = api_call(c->cli->api, &req, &res);
+    progress_clear();
     mode_t mode = res.file_mode[0] != '\0' ? (mode_t)strtoul(res.file_mode, NULL, 8) & 0777 : 0644;
     if (result == API_STOPPED) {
         errno = sink.failed;
@@ -233,13 +248,32 @@ int copy_from_guest(const struct copy *c)
 
 /* ---- to the guest ---- */
 
+struct sending {
+    struct progress progress;
+    const char *name;
+};
+
+static void on_sent(void *arg, long long done, long long total)
+{
+    const struct sending *s = arg;
+
+    progress_amount(&s->progress, s->name, "copy", done, total);
+}
+
 static int put_file(const struct copy *c, const char *from, const char *to)
 {
+    struct sending sending = {.name = from};
     CLEANUP_FREE char *url = files_path(c, to, "");
     CLEANUP_FD int fd = open(from, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
     char mode[8];
     struct stat st;
-    struct api_request req = {.method = "PUT", .path = url, .stream = true, .upload_fd = &fd, .file_mode = mode};
+    struct api_request req = {.method = "PUT",
+                              .path = url,
+                              .stream = true,
+                              .upload_fd = &fd,
+                              .file_mode = mode,
+                              .sent = on_sent,
+                              .arg = &sending};
     struct api_response res;
 
     if (fd < 0 || fstat(fd, &st) < 0)
@@ -250,7 +284,9 @@ static int put_file(const struct copy *c, const char *from, const char *to)
     }
     snprintf(mode, sizeof(mode), "%04o", (unsigned)st.st_mode & 0777);
     req.upload_size = st.st_size;
+    progress_init(&sending.progress, c->cli);
     enum api_result result = api_call(c->cli->api, &req, &res);
+    progress_clear();
     int code = result == API_DONE && api_ok(&res) ? EXIT_DONE : api_fail(c->cli, result, &res);
     api_response_done(&res);
     return code;

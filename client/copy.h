@@ -1,4 +1,4 @@
-/* copy.h - files between this host and a guest, by the daemon's API: where scp(1) has no way, over any of the guest's channels. */
+/* copy.h - files between this host and a guest, by the daemon's API, over any of the guest's channels. */
 #ifndef VMCTL_COPY_H
 #define VMCTL_COPY_H
 

@@ -17,10 +17,9 @@ struct access {
     char *own_hosts; /* our own known_hosts; NULL: vmmd's */
 };
 
-/* False after the problem was shown, *ret_exit being the exit code. access_done in any case. */
-bool access_get(const struct cli *cli, const char *name, struct access *a, int *ret_exit);
+/* With an address, which is waited for where it may come. False after the problem was shown. access_done in any case. */
+bool access_get(const struct cli *cli, const char *name, struct access *a);
 void access_done(struct access *a);
-bool access_has_address(const struct access *a);
 
 /* Ssh's and scp's options: the key (NULL: the VM's), where, and which host key is right. */
 void access_add(char **argv, size_t *count, const struct access *a, const char *key);

@@ -129,7 +129,7 @@ static const struct option_def ssh_options[] = {
 
 static const struct option_def cp_options[] = {
     {"recursive", 'r', NULL, NULL, "directories with all they hold"},
-    {"key", 'i', "FILE", NULL, "private key in place of the VM's"},
+    {"key", 'i', "FILE", NULL, "by the system's scp, with this private key"},
     {0},
 };
 

@@ -108,6 +108,19 @@ def test_cp_both_ways_and_recursive(daemon):
     done = daemon.vmctl("cp", "-r", "web:/tmp/tree", back)
     assert done.returncode == 0, done
     assert subprocess.run(["diff", "-r", top, back], check=False).returncode == 0
-    assert daemon.vmctl("cp", "web:/nope", back).returncode != 0
+    assert daemon.vmctl("cp", "web:/nope", back).returncode == 3
+
+
+def test_cp_with_a_key_keeps_times(daemon):
+    key, mine = daemon.client().get("/v1/vms/web/ssh").json["private_key_path"], os.path.join(daemon.dir, "dated")
+    with open(mine, "wb") as file:
+        file.write(b"x")
+    os.utime(mine, (1, 1000000000))
+    assert daemon.vmctl("cp", "-i", key, mine, "web:/tmp/dated").returncode == 0
+    assert daemon.vmctl("exec", "web", "--", "stat", "-c", "%Y", "/tmp/dated").stdout == "1000000000\n"
+
+
+def test_what_cp_does_not_do_is_said(daemon):
+    top = back = daemon.dir
     assert daemon.vmctl("cp", top, back).returncode == 2
     assert daemon.vmctl("cp", "nobody:/x", back).returncode == 3
