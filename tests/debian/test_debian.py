@@ -1,9 +1,7 @@
 """A stock Debian 12 cloud guest in which something goes wrong. Its life when all goes well is in test_proof.py."""
-from e2e import guest
+from debian.machine import PATIENCE, debian
 from e2e.guest import condition, do, make
 from lib.vms import eventually, get_vm
-
-PATIENCE = 420
 
 USER_DATA = """#cloud-config
 # Passed as it is: this comment too, and ünicode.
@@ -16,7 +14,7 @@ write_files:
 
 
 def test_debian_tells_what_failed_in_cloud_init(api):
-    make(api, start=True, image=guest.DEBIAN, memory_mb=512, vcpus=2, cloud_init={"hostname": "sad", "user_data": USER_DATA})
+    make(api, start=True, **debian(cloud_init={"hostname": "sad", "user_data": USER_DATA}))
     failed = eventually(lambda: condition(get_vm(api), "cloud_init"),
                         lambda c: c["reason"] not in ("booting", "running"), PATIENCE)
     assert failed["status"] is False and failed["reason"] == "error"

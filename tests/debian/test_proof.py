@@ -6,14 +6,13 @@ import os
 
 import pytest
 
+from debian.machine import PATIENCE, wait
 from e2e import guest
-from e2e.guest import condition, destroy, do, key_pair, make, ssh, wait_for
+from e2e.guest import condition, destroy, do, key_pair, make, ssh
 from lib.images import files as image_files
 from lib.vms import get_vm
 from lib.webserver import Server
 
-# cloud-init is done a minute after power-on, alone on the machine.
-PATIENCE = 420
 VIAS = ("ssh", "agent")
 FILES = "/v1/vms/web/files"
 # What only a boot changes, what only an instance has, and the key that sshd shows.
@@ -37,10 +36,6 @@ def web():
     with Server({"debian-12.qcow2.xz": packed}) as server:
         server.digest = hashlib.sha256(packed).hexdigest()
         yield server
-
-
-def wait(api, *what):
-    return wait_for(api, "web", *what, patience=PATIENCE)
 
 
 def run(api, script, via="auto", **more):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from debian.test_debian import debian, wait
+from debian.machine import debian, wait
 from e2e import guest
 from e2e.conftest import shared_vmmd  # noqa: F401
 from e2e.test_exec import Live, helpers, run
@@ -23,7 +23,7 @@ def api(shared_vmmd):  # noqa: F811
     api = shared_vmmd.client()
     api.daemon = shared_vmmd
     guest.make(api, start=True, **debian(network={"type": "user"}, disk_gb=4, cloud_init={"hostname": "deb"}))
-    assert guest.condition(wait(api, "web", "ready", "cloud_init"), "ready")["reason"] == "ssh"
+    assert guest.condition(wait(api, "ready", "cloud_init"), "ready")["reason"] == "ssh"
     return api
 
 
