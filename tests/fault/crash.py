@@ -350,14 +350,24 @@ def learn_recovery(world, number, point):
 
 
 def run_point(world, number, point, second=None):
+    """Raises Unreached where the recovery went another way, and all was well there: which steps were durable is a matter of moments."""
     run = run_of(world, number)
     run.prepare()
     world.arm("crash {} {}".format(*point))
     run.send_and_crash()
+    unreached = None
     if second and not world.start_armed("crash {} {}".format(*second)):
-        world.await_crash()
+        try:
+            world.await_crash()
+        except Unreached as error:
+            unreached = error
+            world.arm()
+            world.daemon.kill9()
     world.start()
-    return run.after()
+    what = run.after()
+    if unreached:
+        raise unreached
+    return what
 
 
 class Session:
@@ -390,6 +400,15 @@ class Session:
                 raise
             return None
 
+    def again(self, point, second, tries=3):
+        while True:
+            try:
+                return run_point(self.fresh(), self.number, point, second)
+            except Unreached:
+                tries -= 1
+                if tries == 0:
+                    raise
+
     def drop(self):
         if self.world is not None:
             world, self.world = self.world, None
@@ -416,7 +435,7 @@ class Session:
         seconds = []
         self.attempt(label_of(point), "learn", lambda world: seconds.extend(learn_recovery(world, self.number, point)))
         for second in seconds:
-            self.attempt(label_of(point), label_of(second), lambda world, s=second: run_point(world, self.number, point, s))
+            self.attempt(label_of(point), label_of(second), lambda _, s=second: self.again(point, s))
 
 
 def label_of(point):
