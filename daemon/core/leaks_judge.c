@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "model/digest.h"
@@ -142,7 +143,7 @@ static struct leak *add_trace(struct judge *j, struct backend_trace *t)
     leak->has_owner = t->has_vm;
     leak->vm_id = t->vm_id;
     leak->size = t->size;
-    if (t->born > 0 && t->born < leak->since)
+    if (t->born > 0 && t->born <= clock_wall_ms()) /* it may be younger than the look's begin */
         leak->since = t->born;
     return leak;
 }

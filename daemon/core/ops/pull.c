@@ -35,7 +35,8 @@ void pull_forget_room(struct pull *p)
 {
     if (p->disk_ask != NULL)
         disk_forget(TAKE_PTR(p->disk_ask));
-    disk_promise(p->core, &p->room, 0);
+    if (p->room > 0) /* a dropped one has none, and outlives the core */
+        disk_promise(p->core, &p->room, 0);
 }
 
 static void pull_free(struct pull *p)
