@@ -17,7 +17,7 @@
 #include "base/mem.h"
 #include "helpers/fetch/fetch.h"
 
-enum { REDIRECTS_MAX = 5, CONNECT_TIMEOUT_S = 20, BUFFER = 128 << 10, STALL_BYTES = 512, BODY_MAX = 4 << 20 };
+enum { REDIRECTS_MAX = 5, CONNECT_TIMEOUT_S = 20, BUFFER = 512 << 10, STALL_BYTES = 512, BODY_MAX = 4 << 20 };
 
 /* One request of the GET. */
 struct transfer {
