@@ -157,12 +157,13 @@ long long json_number(const json_t *object, const char *key, long long missing)
     return json_is_integer(value) ? (long long)json_integer_value(value) : missing;
 }
 
+static const char base64_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+
 static int base64_digit(char c)
 {
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    const char *at = c != '\0' ? strchr(digits, c) : NULL;
+    const char *at = c != '\0' ? strchr(base64_digits, c) : NULL;
 
-    return at != NULL ? (int)(at - digits) : -1;
+    return at != NULL ? (int)(at - base64_digits) : -1;
 }
 
 bool base64_decode(const char *text, struct buf *b)
@@ -180,8 +181,6 @@ bool base64_decode(const char *text, struct buf *b)
     }
     return text[strspn(text, "=")] == '\0' && !b->failed;
 }
-
-static const char base64_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 char *base64_encode(const struct buf *in)
 {

@@ -102,7 +102,6 @@ static void settled(void *arg, struct error *err)
     vm->settling = false;
     if (vm->op == NULL && vm->vm.state != VM_RUNNING && vm->vm.state != VM_SUSPENDED)
         live_vm_detach(vm);
-    (void)err;
     vm_waits_check(vm);
     core_vm_unref(vm);
 }

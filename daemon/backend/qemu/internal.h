@@ -324,8 +324,6 @@ void oom_ask(struct backend_vm *bvm, struct oom_question *q);
 void oom_told(struct backend_vm *bvm, const struct oom_question *q);
 void oom_free(struct qemu_backend *be);
 
-/* ---- verbs.c ---- */
-
 /* ---- keys.c ---- */
 
 /* Makes a key pair in bvm->key_text, for a VM that gets one; made(bvm, err) comes once.  1: none is needed. */
