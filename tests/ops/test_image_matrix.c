@@ -331,6 +331,30 @@ static void without_helpers(void **state)
     image_bed_clear(b);
 }
 
+/* Who hears of an operation's end may begin the next one on that image: nothing of the first holds it. */
+static void next_begins_at_the_end(void **state)
+{
+    struct image_bed *b = *state;
+    CLEANUP_ERROR struct error err = ERROR_INIT;
+
+    for (enum image_act act = ACT_PULL; act <= ACT_CONVERT_IN_PLACE; act++) {
+        image_bed_prepare(b, act);
+        struct operation *op = image_bed_begin(b, act, NULL, NULL, &err);
+        assert_non_null(op);
+        assert_int_equal(core_bed_end(&b->core, op), ERR_NONE);
+        for (size_t i = 0; i < b->core.core->n_images; i++) {
+            assert_null(b->core.core->images[i]->op);
+            assert_false(b->core.core->images[i]->deleting);
+        }
+        op = image_bed_begin(b, ACT_DELETE, NULL, NULL, &err);
+        if (op == NULL)
+            fail_msg("after act %d: %s", act, err.message);
+        assert_int_equal(core_bed_end(&b->core, op), ERR_NONE);
+        image_bed_rest(b);
+        image_bed_clear(b);
+    }
+}
+
 static int set_up(void **state)
 {
     int rc = image_bed_set_up(state);
@@ -341,7 +365,7 @@ static int set_up(void **state)
 
 int main(void)
 {
-    struct CMUnitTest tests[ARRAY_SIZE(scenarios) + 3];
+    struct CMUnitTest tests[ARRAY_SIZE(scenarios) + 4];
     size_t n = ARRAY_SIZE(scenarios);
 
     for (size_t i = 0; i < n; i++)
@@ -351,5 +375,7 @@ int main(void)
                                        image_bed_tear_down, NULL};
     tests[n + 2] =
         (struct CMUnitTest){"pull without helpers", without_helpers, image_bed_set_up, image_bed_tear_down, NULL};
+    tests[n + 3] = (struct CMUnitTest){"the next begins at the end", next_begins_at_the_end, image_bed_set_up,
+                                       image_bed_tear_down, NULL};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -17,6 +17,18 @@
 #include "core/ops/ops.h"
 #include "image/convert.h"
 
+/* The images are free for the next operation. */
+static void let_images_go(struct image_op *io)
+{
+    if (io->exclusive && !io->removing)
+        io->image->deleting = false;
+    io->exclusive = false;
+    if (io->image->op == io)
+        io->image->op = NULL;
+    if (io->from != NULL && io->from->op == io)
+        io->from->op = NULL;
+}
+
 static void io_free(struct image_op *io)
 {
     if (io->at != NULL) {
@@ -35,16 +47,11 @@ static void io_free(struct image_op *io)
     operation_unref(io->followed);
     if (io->counted)
         io->image->n_ops--;
-    if (io->exclusive && !io->removing)
-        io->image->deleting = false;
     pull_unwait(&io->wait);
     if (io->pull != NULL)
         pull_leave(io->pull, io);
     pull_source_done(&io->source);
-    if (io->image->op == io)
-        io->image->op = NULL;
-    if (io->from != NULL && io->from->op == io)
-        io->from->op = NULL;
+    let_images_go(io);
     image_unref(io->from);
     image_unref(io->image);
     image_done(&io->made);
@@ -66,8 +73,7 @@ static void let_go(struct image_op *io)
 {
     struct core *core = io->core;
 
-    if (io->image->op == io)
-        io->image->op = NULL;
+    let_images_go(io);
     if (core->n_running > 0 && !io->parked) /* parking gave all up at once */
         core->n_running--;
     core_check_idle(core);
@@ -231,6 +237,7 @@ static void persist_durable(void *arg, struct error *err)
     io->persisted = true;
     if (io->removing)
         images_remove(io->image);
+    let_images_go(io); /* whoever is told of the end may begin the next at once; what is left to remove is nobody's */
     log_finish(io);
     operation_publish_end(res);
     image_op_resume(io, NULL);
