@@ -139,6 +139,11 @@ bool limit_files_room(enum limit_files_for who, unsigned want)
            count_files(RECOUNT_MS) + want <= limit_files_share(who);
 }
 
+void limit_files_recount(void)
+{
+    count_files(0);
+}
+
 void limit_files_opened(void)
 {
     files_used++;

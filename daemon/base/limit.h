@@ -56,6 +56,7 @@ enum limit_files_for {
 unsigned limit_files_share(enum limit_files_for who);
 /* Whether `want` more may be opened. */
 bool limit_files_room(enum limit_files_for who, unsigned want);
-void limit_files_opened(void); /* one that the last count did not see */
+void limit_files_opened(void);  /* one that the last count did not see */
+void limit_files_recount(void); /* now, whatever the last count's age */
 
 #endif

@@ -75,7 +75,7 @@ static void warn(struct http_server *server, const struct error *err)
 }
 
 /* What has come is read away first, else closing resets the connection before the answer is read. */
-static void refuse(struct http_server *server, int fd, const struct error *err, bool linger)
+static void refuse(struct http_server *server, int fd, const struct error *err, unsigned lingers)
 {
     CLEANUP_BUF struct buf out = BUF_INIT(16384);
     char id[HTTP_ID_MAX + 1], junk[16384];
@@ -88,10 +88,7 @@ static void refuse(struct http_server *server, int fd, const struct error *err, 
     if (http_raw_problem("", id, err, &out) == 0)
         (void)!send(fd, out.data, out.len, MSG_DONTWAIT | MSG_NOSIGNAL);
     shutdown(fd, SHUT_WR);
-    if (linger)
-        http_linger_take(server, fd);
-    else
-        fd_close(fd);
+    http_linger_take(server, fd, lingers);
 }
 
 static int no_files(struct error *err)
@@ -107,9 +104,11 @@ static int admit(struct http_listener *l, struct error *err)
 
     if (server->stats.connections >= most && !evict_for(server, l->is_unix))
         return limit_refuse(LIMIT_CONNECTIONS, max, err, "%u connections are open", server->stats.connections);
-    if (!limit_files_room(l->is_unix ? FILES_FOR_SOCKET : FILES_FOR_NETWORK, 1) && !evict_for(server, l->is_unix))
-        return no_files(err);
-    return 0;
+    enum limit_files_for who = l->is_unix ? FILES_FOR_SOCKET : FILES_FOR_NETWORK;
+    if (limit_files_room(who, 1) || evict_for(server, l->is_unix))
+        return 0;
+    limit_files_recount(); /* those of a crowd that has just left are closed by now */
+    return limit_files_room(who, 1) ? 0 : no_files(err);
 }
 
 /* --- accepting --- */
@@ -141,7 +140,7 @@ static void out_of_files(struct http_listener *l)
     int fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd >= 0) {
         no_files(&err);
-        refuse(server, fd, &err, false);
+        refuse(server, fd, &err, 0);
     }
     server->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     rest_a_while(l);
@@ -153,7 +152,7 @@ static void take(struct http_listener *l, int fd, const struct sockaddr_storage 
     int dead_ms = HTTP_STALL_MS;
 
     if (admit(l, &err) < 0) {
-        refuse(l->server, fd, &err, err.code == ERR_DAEMON_OVERLOADED && limit_files_room(FILES_FOR_NETWORK, 1));
+        refuse(l->server, fd, &err, limit_files_room(FILES_FOR_NETWORK, 1) ? HTTP_LINGERS_MAX : HTTP_LINGERS_FEW);
         return;
     }
     if (!l->is_unix) /* a peer that vanished is found out by what is written to it */

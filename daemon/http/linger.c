@@ -2,12 +2,13 @@
  *
  * A refusal goes out before the client has sent its whole body.  Closing a socket with unread bytes resets it, and the
  * client's write fails before it reads why.  So a duplicate of the socket stays open for a moment and what still comes
- * is read and thrown away: bounded in time, bytes and number; beyond the bounds the client gets the reset. */
+ * is read and thrown away: bounded in time and bytes, and in number, where the oldest makes way. */
 #include <errno.h>
 #include <fcntl.h>
 #include <unistd.h>
 
 #include "base/fd.h"
+#include "base/limit.h"
 #include "base/mem.h"
 #include "http/private.h"
 
@@ -45,11 +46,18 @@ static void linger_readable(void *arg, int events)
     }
 }
 
-void http_linger_take(struct http_server *server, int fd)
+void http_linger_take(struct http_server *server, int fd, unsigned most)
 {
     struct http_linger *g;
 
-    if (server->n_lingers == HTTP_LINGERS_MAX || server->freeing || (g = mem_zalloc(sizeof(*g))) == NULL) {
+    if (fd < 0)
+        return;
+    while (server->n_lingers >= most && server->lingers != NULL) {
+        for (g = server->lingers; g->next != NULL; g = g->next) {
+        }
+        linger_free(g);
+    }
+    if (most == 0 || server->freeing || (g = mem_zalloc(sizeof(*g))) == NULL) {
         fd_close(fd);
         return;
     }
@@ -60,14 +68,15 @@ void http_linger_take(struct http_server *server, int fd)
     g->next = server->lingers;
     server->lingers = g;
     server->n_lingers++;
-    if (g->fd < 0 || (g->poller = poller_new(server->loop, g->fd, POLLER_READ, linger_readable, g, NULL)) == NULL)
+    if ((g->poller = poller_new(server->loop, g->fd, POLLER_READ, linger_readable, g, NULL)) == NULL)
         linger_free(g);
 }
 
 void http_linger(struct http_server *server, int fd)
 {
-    if (server->n_lingers < HTTP_LINGERS_MAX && !server->freeing)
-        http_linger_take(server, fcntl(fd, F_DUPFD_CLOEXEC, 3));
+    bool room = limit_files_room(FILES_FOR_SOCKET, 1);
+
+    http_linger_take(server, fcntl(fd, F_DUPFD_CLOEXEC, 3), room ? HTTP_LINGERS_MAX : HTTP_LINGERS_FEW);
 }
 
 void http_linger_sweep(struct http_server *server, int64_t now)

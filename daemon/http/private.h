@@ -30,7 +30,8 @@ enum {
     HTTP_ROUTES_MAX = 256,
     HTTP_STALL_MS = 60000, /* a reader that takes nothing for so long is dropped */
     HTTP_LINGERS_MAX = 64,
-    HTTP_BACKLOG = 4096, /* the kernel takes less where somaxconn is less */
+    HTTP_LINGERS_FEW = 4, /* while files are short */
+    HTTP_BACKLOG = 4096,  /* the kernel takes less where somaxconn is less */
     HTTP_EXTRA_MEM = 192,
     HTTP_HOST_KEEP = 32,
     HTTP_REPLY_KEEP = 4096,
@@ -260,7 +261,8 @@ void http_extra_clear(struct http_conn *conn);
 
 /* linger.c: reads away what a refused client still sends, so that it can read the refusal. */
 void http_linger(struct http_server *server, int fd);
-void http_linger_take(struct http_server *server, int fd); /* the fd is its own now */
+/* The fd is its own now; of more than `most` the oldest make way. */
+void http_linger_take(struct http_server *server, int fd, unsigned most);
 void http_linger_sweep(struct http_server *server, int64_t now);
 void http_linger_done(struct http_server *server);
 

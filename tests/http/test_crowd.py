@@ -1,6 +1,7 @@
 """Crowds of clients: none takes from the Unix socket what a plain request there needs, and each limit says its name."""
 import os
 import resource
+import select
 import socket
 import subprocess
 import sys
@@ -307,6 +308,24 @@ def test_vm_is_not_begun_when_files_are_short(both):
         eventually(lambda: api.get("/v1/vms/web").status, lambda status: status == 404, 10)
         assert limit_refused(api, "open_files") > 0
     eventually(lambda: api.post("/v1/vms", create_body("again")).status, lambda status: status == 202, 5)
+
+
+def test_refusal_is_read_by_who_was_still_sending(both):
+    """No file left for plain requests: the refusal comes before the request, and the client's write must not fail by it."""
+    daemon, api, _ = both()
+    limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    opened = len(os.listdir(f"/proc/{daemon.pid}/fd"))
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (opened + 8, limits[1]))
+    time.sleep(1.1)  # it counts its files once a second
+    for _ in range(6):  # the oldest of those that are listened to makes way
+        with api.connect() as sock:
+            assert select.select([sock], [], [], 10)[0], "refused before it has said anything"
+            sock.sendall(b"POST /v1/vms HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n")
+            sock.sendall(b"{}")
+            answer = sock.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 503 ") and b'"limit":"open_files"' in answer
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
+    eventually(lambda: api.post("/v1/vms", create_body("web")).status, lambda status: status == 202, 5)
 
 
 def test_limit_set_from_outside_is_outlived(both):
