@@ -142,6 +142,16 @@ static void mac_choose(struct live_vm *vm)
     memcpy(mac, candidate, sizeof(candidate));
 }
 
+static void port_drop(struct live_vm *vm, bool udp, uint16_t number)
+{
+    struct port *p = number != 0 ? port_find(vm->core, udp, number) : NULL;
+
+    if (p == NULL || p->vm != vm)
+        return;
+    table_remove(&vm->core->ports, &p->node);
+    mem_free(p);
+}
+
 int alloc_vm(struct live_vm *vm, bool probe, struct error *err)
 {
     struct vm_spec *spec = &vm->vm.spec;
@@ -162,18 +172,13 @@ int alloc_vm(struct live_vm *vm, bool probe, struct error *err)
             return -1;
     }
     uint16_t *ssh = &vm->vm.runtime.ssh_host_port;
+    if (*ssh != 0 && probe && !port_free_on_host(vm, false, "127.0.0.1", *ssh)) {
+        port_drop(vm, false, *ssh); /* somebody else's by now, and nobody asked for that number */
+        *ssh = 0;
+        vm->ports_moved = true;
+    }
     return *ssh == 0 ? port_choose(vm, false, "127.0.0.1", ssh, err)
                      : port_claim(vm, false, "127.0.0.1", *ssh, probe, err);
-}
-
-static void port_drop(struct live_vm *vm, bool udp, uint16_t number)
-{
-    struct port *p = number != 0 ? port_find(vm->core, udp, number) : NULL;
-
-    if (p == NULL || p->vm != vm)
-        return;
-    table_remove(&vm->core->ports, &p->node);
-    mem_free(p);
 }
 
 void alloc_renew(struct live_vm *vm)

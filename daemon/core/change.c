@@ -148,6 +148,8 @@ void change_vm(struct change *ch, struct live_vm *vm, bool destroyed)
                                .private_doc = private_doc,
                                .destroyed_at = destroyed || vm->vm.state == VM_DESTROYED ? vm->vm.updated_at : 0};
     store_put_vm(ch->tx, &row);
+    if (vm->ports_moved) /* for good: the next commit may be the first that succeeds */
+        change_ports(ch, vm, false);
 }
 
 void change_image(struct change *ch, struct live_image *image, bool drop, const struct operation *op, const char *event)

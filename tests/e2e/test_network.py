@@ -1,7 +1,9 @@
 """The guest's network: forwards and who holds their ports, a tap device on a bridge, none."""
+import contextlib
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 
 import pytest
@@ -40,6 +42,25 @@ def test_port_taken_by_a_stranger_meanwhile_is_refused_at_start(api):
         assert f"pid {os.getpid()}" in answer.context["holder"]
         assert get_vm(api)["state"] == "prepared"
     do(api, "start")
+
+
+def test_ssh_port_taken_by_a_stranger_meanwhile_moves(vmmd, api):
+    """Nobody asked for its number, so nobody can be told to give another."""
+    def rows():
+        with contextlib.closing(sqlite3.connect(f"file:{vmmd.data_dir}/vmmd.db?mode=ro", uri=True)) as db:
+            return [row[0] for row in db.execute("SELECT port FROM ports")]
+    make(api, **deaf(network={"type": "user"}))
+    port = get_vm(api)["runtime"]["ssh_host_port"]
+    with socket.create_server(("127.0.0.1", port)):
+        do(api, "start")
+        moved = get_vm(api)["runtime"]["ssh_host_port"]
+        assert moved != port and rows() == [moved]
+        vmmd.kill9()
+        vmmd.start()
+        assert get_vm(api)["runtime"]["ssh_host_port"] == moved
+    do(api, "kill")
+    do(api, "start")
+    assert get_vm(api)["runtime"]["ssh_host_port"] == moved
 
 
 def test_port_of_another_vm_is_refused_and_its_holder_named(api):
