@@ -495,6 +495,10 @@ def main():
         passed, failed = report(rows, out)
         line = f"crash: {passed} passed, {failed} failed"
         out.write(line + "\n")
+    for name, points in rows:
+        for point, second, good, what in points:
+            if not good:
+                print(f"FAILED {name}, {point}{', then ' + second if second else ''}: {what.splitlines()[0][:300]}")
     print(f"({time.monotonic() - began:.0f} s; by point in build/check/crash.txt)\n{line}")
     return 1 if failed or not passed else 0
 
