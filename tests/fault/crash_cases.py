@@ -118,7 +118,7 @@ NOOP = [
     Case("destroy that cancels a start", "destroy", "prepared", None, labels=slow("greet"), holder=("start", "greet"),
          again=after("op:vm.destroy:intent:durable")),
     Case("destroy that cancels a create", "destroy", None, None, labels=slow("build"), holder=("create", "build")),
-    Case("destroy behind a destroy", "destroy", "running", None, labels={"noop.delay_ms.kill": "300"}, holder=("destroy", "kill"),
+    Case("destroy behind a destroy", "destroy", "running", None, labels={"noop.delay_ms.kill": "800"}, holder=("destroy", "kill"),
          again=after("store:vm.destroy:succeeded:after")),
 ]
 
