@@ -48,7 +48,7 @@ static bool add_input(const struct args *args, json_t *body)
         buf_done(&input);
         return false;
     }
-    CLEANUP_FREE char *text = base64_encode(&input);
+    CLEANUP_FREE char *text = base64_encode(input.data, input.len);
     json_object_set_new(body, "stdin_base64", json_string(text));
     buf_done(&input);
     return true;

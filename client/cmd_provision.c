@@ -61,7 +61,7 @@ static int add_file(const struct cli *cli, const struct args *args, const char *
     snprintf(mode, sizeof(mode), "%s", has_mode ? last + 1 : "0644");
     if (!has_mode && strcmp(source, "-") != 0 && stat(source, &st) == 0)
         snprintf(mode, sizeof(mode), "%04o", (unsigned)st.st_mode & 0777);
-    CLEANUP_FREE char *content = base64_encode(&bytes);
+    CLEANUP_FREE char *content = base64_encode(bytes.data, bytes.len);
     json_array_append_new(steps, json_pack("{s:s, s:s, s:s, s:s}", "type", "file", "content_base64", content,
                                            "destination", destination, "mode", mode));
     return EXIT_DONE;

@@ -182,16 +182,17 @@ bool base64_decode(const char *text, struct buf *b)
     return text[strspn(text, "=")] == '\0' && !b->failed;
 }
 
-char *base64_encode(const struct buf *in)
+char *base64_encode(const void *bytes, size_t len)
 {
+    const unsigned char *in = bytes;
     struct buf out = BUF_INIT(TEXT_MAX);
 
-    for (size_t i = 0; i < in->len; i += 3) {
-        size_t n = in->len - i < 3 ? in->len - i : 3;
+    for (size_t i = 0; i < len; i += 3) {
+        size_t n = len - i < 3 ? len - i : 3;
         unsigned bits = 0;
 
         for (size_t k = 0; k < 3; k++)
-            bits = bits << 8 | (k < n ? (unsigned char)in->data[i + k] : 0);
+            bits = bits << 8 | (k < n ? in[i + k] : 0);
         for (size_t k = 0; k < 4; k++)
             buf_char(&out, k <= n ? base64_digits[bits >> (18 - 6 * k) & 63] : '=');
     }

@@ -39,7 +39,7 @@ bool parse_integer(const char *s, long long *ret_value);
 int read_whole_file(const char *path, size_t max, struct buf *b);
 
 /* The bytes in base64; the caller mem_frees it. */
-char *base64_encode(const struct buf *in);
+char *base64_encode(const void *bytes, size_t len);
 
 /* Decodes base64 into `b`; false when it is none. */
 bool base64_decode(const char *text, struct buf *b);

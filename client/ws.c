@@ -74,23 +74,6 @@ void ws_free(struct ws *ws)
     mem_free(ws);
 }
 
-static void base64(const unsigned char *bytes, size_t size, char *out)
-{
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-    for (size_t i = 0; i < size; i += 3) {
-        unsigned n = (unsigned)bytes[i] << 16;
-
-        n |= i + 1 < size ? (unsigned)bytes[i + 1] << 8 : 0;
-        n |= i + 2 < size ? (unsigned)bytes[i + 2] : 0;
-        *out++ = digits[n >> 18];
-        *out++ = digits[n >> 12 & 63];
-        *out++ = i + 1 < size ? digits[n >> 6 & 63] : '=';
-        *out++ = i + 2 < size ? digits[n & 63] : '=';
-    }
-    *out = '\0';
-}
-
 /* Connects; the URL's host and target go into `host` and `target`. */
 static CURLcode dial(struct ws *ws, const struct cli *cli, const char *path, char **host, char **target, char *error)
 {
@@ -226,15 +209,14 @@ static json_t *upgrade(struct ws *ws, const struct cli *cli, const char *host, c
 {
     int64_t until = clock_mono_ms() + ANSWER_MS;
     unsigned char random[16], digest[20];
-    char key[32], accept[32];
-    CLEANUP_FREE char *given = NULL, *head = NULL, *both = NULL;
+    CLEANUP_FREE char *key = NULL, *accept = NULL, *given = NULL, *head = NULL, *both = NULL;
     char *end = NULL;
 
     random_bytes(random, sizeof(random));
-    base64(random, sizeof(random), key);
+    key = base64_encode(random, sizeof(random));
     both = x_printf("%s258EAFA5-E914-47DA-95CA-C5AB0DC85B11", key);
     sha1(both, strlen(both), digest);
-    base64(digest, sizeof(digest), accept);
+    accept = base64_encode(digest, sizeof(digest));
     buf_printf(&ws->out,
                "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nUser-Agent: vmctl\r\n"
                "Sec-WebSocket-Key: %s\r\nSec-WebSocket-Version: 13\r\n",
