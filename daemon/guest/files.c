@@ -13,6 +13,9 @@ void files_refusal(const char *kind, const char *detail, const char *vm_name, co
                   path);
     } else if (strcmp(kind, "no_space") == 0) {
         error_set(err, ERR_GUEST_NO_SPACE, "the file system of %.300s in VM %s is full", path, vm_name);
+    } else if (strcmp(kind, "not_empty") == 0) {
+        error_set(err, ERR_GUEST_DIRECTORY_NOT_EMPTY, "%.300s in VM %s is a directory with something in it", path,
+                  vm_name);
     } else if (strcmp(kind, "not_directory") == 0) {
         error_set(err, ERR_GUEST_NOT_A_DIRECTORY, "%.300s in VM %s is no directory", path, vm_name);
     } else if (strcmp(kind, "not_file") == 0) {
@@ -22,7 +25,7 @@ void files_refusal(const char *kind, const char *detail, const char *vm_name, co
         error_ctx_str(err, "expected", "the path of a regular file");
     } else {
         error_set(err, ERR_IO, "the guest of VM %s could not do that to %.300s", vm_name, path);
-        error_help(err, "the guest's answer is in causes; a directory must be empty to be deleted");
+        error_help(err, "the guest's answer is in causes");
         error_cause(err, "%.300s", detail);
     }
 }

@@ -26,8 +26,8 @@ struct files_events {
     void (*began)(void *arg, const json_t *stat);
     void (*data)(void *arg, const char *data, size_t len);
     void (*room)(void *arg); /* put: more may be written */
-    /* Once, the last.  Fails: ERR_GUEST_FILE_NOT_FOUND, _PERMISSION_DENIED, _NO_SPACE, _NOT_A_DIRECTORY, _UNAVAILABLE (the
-     * agent), ERR_API_INVALID_FIELD (no file), ERR_SSH_FAILED, ERR_DAEMON_OVERLOADED (every transfer of the VM is taken),
+    /* Once, the last.  Fails: ERR_GUEST_FILE_NOT_FOUND, _PERMISSION_DENIED, _NO_SPACE, _NOT_A_DIRECTORY, _DIRECTORY_NOT_EMPTY,
+     * _UNAVAILABLE (the agent), ERR_API_INVALID_FIELD (no file), ERR_SSH_FAILED, ERR_DAEMON_OVERLOADED (every transfer of the VM is taken),
      * ERR_IO (the guest's own). */
     void (*ended)(void *arg, const json_t *stat, struct error *err);
 };

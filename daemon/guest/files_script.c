@@ -266,7 +266,7 @@ const char *files_failure(int exit_code, const char *text, size_t len, char deta
         {"o such file", "missing"},                                    /* also dash's and ash's own words */
         {"nonexistent", "missing"},    {"Not a directory", "missing"}, /* a part of the path; as SFTP has it */
         {"symbolic link", "missing"},  {"ermission denied", "denied"}, {"Operation not permitted", "denied"},
-        {"No space left", "no_space"}, {"uota exceeded", "no_space"},
+        {"No space left", "no_space"}, {"uota exceeded", "no_space"},  {"irectory not empty", "not_empty"},
     };
     char line[FILES_DETAIL_MAX];
 

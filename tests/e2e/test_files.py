@@ -191,8 +191,21 @@ def test_a_directory_of_thousands(api):
 def test_what_is_no_empty_directory_stays(api):
     api.post(FILES + "/mkdir", {"path": "/tmp/full/x", "parents": True})
     answer = api.delete(FILES + "?path=/tmp/full")
-    assert answer.status == 500 and answer.code == "io"
+    assert answer.status == 409 and answer.code == "guest::directory_not_empty"
     assert api.post(FILES + "/mkdir", {"path": "/tmp/full"}).status == 200  # it is there
+
+
+def test_a_file_of_somebody_else_in_a_sticky_directory_is_not_replaced(api):
+    run(api, {"script": "umask 022; mkdir -m 1777 /mnt/sticky && echo theirs >/mnt/sticky/theirs", "user": "root", "via": "agent"})
+    answer = put(api, "/mnt/sticky/theirs", b"mine", 403)
+    assert answer.code == "guest::file_permission_denied"
+    put(api, "/mnt/sticky/mine", b"mine")
+    answer = api.post(FILES + "/rename", {"from": "/mnt/sticky/mine", "to": "/mnt/sticky/theirs"})
+    assert answer.code == "guest::file_permission_denied"
+    assert api.delete(FILES + "?path=/mnt/sticky/theirs").code == "guest::file_permission_denied"
+    names = [one["name"] for one in api.get(FILES, query={"path": "/mnt/sticky", "list": 1}).json["items"]]
+    assert sorted(names) == ["mine", "theirs"]
+    assert api.get(FILES, query={"path": "/mnt/sticky/theirs"}).body == b"theirs\n"
 
 
 def test_a_vm_that_is_not_there_has_no_files(vmmd):

@@ -7,7 +7,8 @@ import pytest
 from e2e import guest
 from e2e.test_exec import run
 from e2e.test_files import (  # noqa: F401
-    FILES, put, test_a_directory_of_thousands, test_a_full_disk_is_told_and_leaves_nothing,
+    FILES, put, test_a_directory_of_thousands, test_a_file_of_somebody_else_in_a_sticky_directory_is_not_replaced,
+    test_a_full_disk_is_told_and_leaves_nothing,
     test_a_large_file_both_ways_in_constant_memory, test_a_second_put_replaces_and_keeps_the_mode,
     test_an_upload_that_breaks_off_leaves_what_was_there, test_bytes_and_mode_are_kept, test_errors_are_typed,
     test_files_without_a_size, test_list_mkdir_rename_delete, test_names_with_any_character,

@@ -152,6 +152,8 @@ static void the_last_words_say_why(void **state)
     assert_string_equal(why(1, "cat: a: No such file: Permission denied"), "denied");
     assert_string_equal(why(1, "rm: cannot remove 'a: Permission denied': Is a directory\n"), "failed");
     assert_string_equal(why(1, "Permission denied\nmv: No space left on device\n"), "no_space");
+    assert_string_equal(why(1, "mv: cannot move 'a' to 'b': Operation not permitted\n"), "denied");
+    assert_string_equal(why(1, "rmdir: failed to remove 'a': Directory not empty\n"), "not_empty");
     assert_string_equal(why(64, "Permission denied"), "changed");
     assert_string_equal(why(1, ""), "failed");
     assert_string_equal(files_failure(63, "stat", 4, detail), "no_tool");

@@ -18,6 +18,7 @@
 #include "base/mem.h"
 #include "base/uuid.h"
 #include "helpers/ssh/sftp_ahead.h"
+#include "helpers/ssh/sftp_rename.h"
 #include "helpers/ssh/ssh.h"
 
 enum {
@@ -329,31 +330,6 @@ static bool disk_full(struct files *f, const char *path)
     return full;
 }
 
-/* Over what is there, in one step: SFTP 3 renames over nothing, and libssh 0.10 knows no better; mv does. */
-static int rename_over(struct files *f, const char *from, const char *to)
-{
-    CLEANUP_BUF struct buf command = BUF_INIT(64 << 10); /* two paths of 4096 quotes */
-    char bytes[256];
-
-    if (sftp_rename(f->sftp, from, to) == 0)
-        return 0;
-    buf_str(&command, "exec mv -f -- ");
-    shell_quote(&command, from);
-    buf_char(&command, ' ');
-    if (shell_quote(&command, to) != 0)
-        return -1;
-    ssh_channel c = ssh_channel_new(f->ssh);
-    int status = -1;
-    if (c != NULL && ssh_channel_open_session(c) == SSH_OK && ssh_channel_request_exec(c, command.data) == SSH_OK) {
-        while (ssh_channel_read(c, bytes, sizeof(bytes), 0) > 0)
-            ;
-        status = ssh_channel_get_exit_status(c);
-    }
-    if (c != NULL)
-        ssh_channel_free(c);
-    return status == 0 ? 0 : -1;
-}
-
 static bool temp_path(char out[TEMP_PATH_MAX], const char *path)
 {
     const char *slash = strrchr(path, '/');
@@ -373,7 +349,7 @@ static void put_whole(struct files *f, sftp_file file, const char *temp, const c
         written = sftp_fsync(file) == 0;
     const char *kind = written ? NULL : sftp_kind(f);
     written = sftp_close(file) == SSH_OK && written;
-    if (written && rename_over(f, temp, path) == 0) {
+    if (written && rename_over(f->ssh, f->sftp, temp, path, &kind) == 0) {
         get_stat(f, path);
         return;
     }
@@ -447,15 +423,46 @@ static int make_dir(struct files *f, const char *path, bool parents, unsigned mo
     return there && (parents || code == SSH_FX_FILE_ALREADY_EXISTS) ? 0 : -1;
 }
 
-static int remove_path(struct files *f, const char *path)
+/* A directory may be looked into, and has an entry. */
+static bool holds_something(struct files *f, const char *path)
+{
+    sftp_dir dir = sftp_opendir(f->sftp, path);
+    sftp_attributes a;
+    bool any = false;
+
+    while (dir != NULL && !any && (a = sftp_readdir(f->sftp, dir)) != NULL) {
+        any = strcmp(a->name, ".") != 0 && strcmp(a->name, "..") != 0;
+        sftp_attributes_free(a);
+    }
+    if (dir != NULL)
+        sftp_closedir(dir);
+    return any;
+}
+
+/* SFTP 3 has one word, failure, for a directory that is not empty and much else: it is looked into.  "/" is busy. */
+static void remove_path(struct files *f, const char *path)
 {
     sftp_attributes a = sftp_lstat(f->sftp, path);
+    bool directory = a != NULL && (a->permissions & S_IFMT) == S_IFDIR;
+    int rc = a == NULL ? -1 : directory ? sftp_rmdir(f->sftp, path) : sftp_unlink(f->sftp, path);
 
-    if (a == NULL)
-        return -1;
-    int rc = (a->permissions & S_IFMT) == S_IFDIR ? sftp_rmdir(f->sftp, path) : sftp_unlink(f->sftp, path);
     sftp_attributes_free(a);
-    return rc;
+    if (rc < 0 && directory && sftp_get_error(f->sftp) == SSH_FX_FAILURE && path[strspn(path, "/")] != '\0' &&
+        holds_something(f, path))
+        answer_error(f, "not_empty", "it is not empty");
+    else
+        answer_done(f, rc, "delete");
+}
+
+static void rename_path(struct files *f, const char *from, const char *to)
+{
+    const char *kind = NULL;
+    int rc = rename_over(f->ssh, f->sftp, from, to, &kind);
+
+    if (rc < 0 && kind != NULL)
+        answer_error(f, kind, "rename: mv failed");
+    else
+        answer_done(f, rc, "rename");
 }
 
 static void obey(struct files *f, const json_t *request)
@@ -476,9 +483,9 @@ static void obey(struct files *f, const json_t *request)
     else if (strcmp(op, "list") == 0)
         list(f, path);
     else if (strcmp(op, "rename") == 0)
-        answer_done(f, rename_over(f, path, to), "rename");
+        rename_path(f, path, to);
     else if (strcmp(op, "delete") == 0)
-        answer_done(f, remove_path(f, path), "delete");
+        remove_path(f, path);
     else if (strcmp(op, "mkdir") == 0 && (mode == NULL || sscanf(mode, "%o", &bits) == 1))
         answer_done(f, make_dir(f, path, parents != 0, bits & 07777), "mkdir");
 }

@@ -1,0 +1,74 @@
+/* sftp_rename.c - see sftp_rename.h.  SFTP 3 renames over nothing, and libssh 0.10 knows no better; mv does.
+ *
+ * Failures.  SFTP says no more than "failure" for most; mv has the system's text, which is read in its last words. */
+#include "helpers/ssh/sftp_rename.h"
+
+#include <string.h>
+
+#include "base/buf.h"
+#include "base/frame.h"
+#include "base/mem.h"
+
+/* What mv's last words mean: behind the last ": ", for a name may say anything.  NULL: nothing that is known. */
+static const char *words_kind(const char *words)
+{
+    static const struct {
+        const char *words, *kind;
+    } table[] = {{"ermission denied", "denied"},     {"Operation not permitted", "denied"},
+                 {"No space left", "no_space"},      {"uota exceeded", "no_space"},
+                 {"o such file", "missing"},         {"Not a directory", "missing"},
+                 {"irectory not empty", "not_empty"}};
+
+    for (const char *next; (next = strstr(words, ": ")) != NULL;)
+        words = next + 2;
+    for (size_t i = 0; i < ARRAY_SIZE(table); i++)
+        if (strstr(words, table[i].words) != NULL)
+            return table[i].kind;
+    return NULL;
+}
+
+/* The end of what a command says on stderr; its stdout has ended. */
+static void last_words(ssh_channel c, char *out, size_t size)
+{
+    char bytes[256];
+    size_t len = 0;
+    int n;
+
+    while ((n = ssh_channel_read(c, bytes, sizeof(bytes), 1)) > 0) {
+        if (len + (size_t)n >= size) { /* (size is twice what is read, at least) */
+            memmove(out, out + sizeof(bytes), len - sizeof(bytes));
+            len -= sizeof(bytes);
+        }
+        memcpy(out + len, bytes, (size_t)n);
+        len += (size_t)n;
+    }
+    out[len] = '\0';
+}
+
+int rename_over(ssh_session ssh, sftp_session sftp, const char *from, const char *to, const char **ret_kind)
+{
+    CLEANUP_BUF struct buf command = BUF_INIT(64 << 10); /* two paths of 4096 quotes */
+    char bytes[256], words[1024];
+
+    if (sftp_rename(sftp, from, to) == 0)
+        return 0;
+    buf_str(&command, "exec env LC_ALL=C mv -f -- ");
+    shell_quote(&command, from);
+    buf_char(&command, ' ');
+    if (shell_quote(&command, to) != 0)
+        return -1;
+    ssh_channel c = ssh_channel_new(ssh);
+    int status = -1;
+    if (c != NULL && ssh_channel_open_session(c) == SSH_OK && ssh_channel_request_exec(c, command.data) == SSH_OK) {
+        while (ssh_channel_read(c, bytes, sizeof(bytes), 0) > 0)
+            ;
+        last_words(c, words, sizeof(words));
+        status = ssh_channel_get_exit_status(c);
+        const char *kind = status > 0 ? words_kind(words) : NULL;
+        if (kind != NULL)
+            *ret_kind = kind;
+    }
+    if (c != NULL)
+        ssh_channel_free(c);
+    return status == 0 ? 0 : -1;
+}
