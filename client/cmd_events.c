@@ -218,6 +218,17 @@ static int run(struct stream *s, const struct args *args, char *since, size_t si
     return s->broken ? EXIT_FAILED : exit_code;
 }
 
+/* The daemon says the same to who follows. */
+static int foreign_cursor(const struct cli *cli, long long since, long long newest)
+{
+    CLEANUP_JSON json_t *problem =
+        problem_new(ERR_EVENTS_CURSOR_EXPIRED,
+                    "there has been no event %lld; the newest is %lld: the daemon's database is another than it was",
+                    since, newest);
+
+    return problem_show(cli, problem, NULL);
+}
+
 int cmd_events(struct cli *cli, const struct args *args)
 {
     struct stream s = {.cli = cli, .end = -1, .line = BUF_INIT(EVENT_MAX), .data = BUF_INIT(EVENT_MAX)};
@@ -231,7 +242,9 @@ int cmd_events(struct cli *cli, const struct args *args)
         return EXIT_USAGE;
     if (args_has(args, "no-follow")) {
         s.end = newest_event(cli, &result);
-        if (s.end < 0 || s.end == 0 || since >= s.end)
+        if (s.end >= 0 && since > s.end)
+            return foreign_cursor(cli, since, s.end);
+        if (s.end < 0 || s.end == 0 || since == s.end)
             return result;
         s.vm = args_value(args, "vm");
         s.type = args_value(args, "type");

@@ -53,6 +53,13 @@ def test_a_whole_life(vmmd):
     assert gone.returncode == 3 and "vm_manager::vm::not_found" in gone.stderr
 
 
+@pytest.mark.parametrize("follow", ["--follow", "--no-follow"])
+def test_a_cursor_of_another_database_is_told(vmmd, follow):
+    create(vmmd)
+    run = vmmd.vmctl("events", "--since", "999999", follow)
+    assert run.returncode == 1 and run.stdout == "" and "vm_manager::events::cursor_expired" in run.stderr
+
+
 def test_create_and_start_in_one(vmmd):
     assert create(vmmd, "web", "--start").endswith("web started\n")
     assert state(vmmd) == "running"
