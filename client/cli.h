@@ -111,6 +111,9 @@ void usage_print(const struct command *command);
 /* The worse of two exit codes, for commands that take several names. */
 int exit_worse(int a, int b);
 
+/* Whether this is a state or a condition that a VM can be waited for. */
+bool wait_known(const char *word);
+
 /* Waits until the VM has come to all of these (states, conditions) and says so unless quiet, at most so many seconds; the exit
  * code. */
 int wait_for(const struct cli *cli, const char *name, const char *const *conditions, size_t count, long long timeout_s,

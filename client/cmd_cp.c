@@ -113,7 +113,7 @@ int cmd_cp(struct cli *cli, const struct args *args)
         return EXIT_USAGE;
     if (key == NULL)
         return by_api(cli, args, name);
-    if (access_get(cli, name, &a))
+    if (access_get(cli, name, &a, &result))
         result = by_scp(args, &a, key);
     access_done(&a);
     return result;

@@ -384,6 +384,21 @@ static int go_on(const struct cli *cli, const struct args *args, const char *nam
     return result == EXIT_DONE && args_has(args, "provision") ? provision_run(cli, name, body, NULL) : result;
 }
 
+/* A slip in --wait is told before there is a VM. */
+static int check_waits(const struct args *args)
+{
+    const char *condition;
+    size_t at = 0;
+
+    while ((condition = args_next(args, "wait", &at)) != NULL) {
+        if (!wait_known(condition))
+            return usage_error(args->command,
+                               "--wait takes a state or ready, agent, ssh, ip, cloud_init or disk_io, not %s",
+                               condition);
+    }
+    return EXIT_DONE;
+}
+
 int cmd_create(struct cli *cli, const struct args *args)
 {
     const char *option = args_value(args, "name"), *word = args->word_count > 0 ? args->words[0] : NULL;
@@ -400,7 +415,7 @@ int cmd_create(struct cli *cli, const struct args *args)
         return usage_error(args->command, "the name is not UTF-8");
     if (cli->no_wait && (args_has(args, "wait") || args_has(args, "provision")))
         return usage_error(args->command, "--no-wait and --wait or --provision exclude each other");
-    if (!args_integer(args, "timeout", 0, 1 << 30, &timeout))
+    if (!args_integer(args, "timeout", 0, 1 << 30, &timeout) || check_waits(args) != EXIT_DONE)
         return EXIT_USAGE;
     c.path = x_strdup("/v1/vms");
     c.body = json_object();

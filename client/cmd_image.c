@@ -434,7 +434,7 @@ static int prune(const struct cli *cli, const struct args *args)
     } else if (cli->format == FORMAT_JSON) {
         out_json(res.json);
     } else {
-        print_images(cli, json_object_get(res.json, "items"), "every image is in use");
+        print_images(cli, json_object_get(res.json, "items"), "there is no image that nothing stands on");
         format_size(json_number(res.json, "freed_bytes", 0), size, sizeof(size));
         if (cli->format == FORMAT_TABLE)
             out_line("%s %s, and %lld part files", dry_run ? "would free" : "freed", size,

@@ -91,17 +91,16 @@ static bool on_bridge(const struct access *a)
     return strcmp(json_text(network, "type"), "tap") == 0 && strcmp(json_text(a->vm, "state"), "running") == 0;
 }
 
-bool access_get(const struct cli *cli, const char *name, struct access *a)
+bool access_get(const struct cli *cli, const char *name, struct access *a, int *ret_exit)
 {
-    int code;
-
-    if (!access_ask(cli, name, a, &code))
+    if (!access_ask(cli, name, a, ret_exit))
         return false;
+    *ret_exit = EXIT_FAILED;
     if (!has_address(a) && on_bridge(a)) {
         if (!address_wait(cli, name))
             return false;
         access_done(a);
-        if (!access_ask(cli, name, a, &code))
+        if (!access_ask(cli, name, a, ret_exit))
             return false;
     }
     if (has_address(a))
@@ -177,8 +176,9 @@ int ssh_run(struct cli *cli, const struct ssh_call *call)
     struct access a;
     char *argv[SSH_ARGV_MAX] = {NULL};
     size_t count = 0;
+    int code;
 
-    if (!access_get(cli, call->name, &a)) {
+    if (!access_get(cli, call->name, &a, &code)) {
         access_done(&a);
         return EXIT_VMCTL;
     }
@@ -230,12 +230,14 @@ int cmd_ssh(struct cli *cli, const struct args *args)
 
 int cmd_ssh_config(struct cli *cli, const struct args *args)
 {
+    int code;
+
     for (size_t i = 0; i < args->word_count; i++) {
         struct access a;
 
-        if (!access_get(cli, args->words[i], &a)) {
+        if (!access_get(cli, args->words[i], &a, &code)) {
             access_done(&a);
-            return EXIT_FAILED;
+            return code;
         }
         out_line("Host %s", json_text(a.vm, "name"));
         out_line("  HostName %s", json_text(a.ssh, "host"));

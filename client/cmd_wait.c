@@ -27,6 +27,17 @@ static bool is_state(const char *word)
     return false;
 }
 
+bool wait_known(const char *word)
+{
+    static const char *const conditions[] = {"ready", "agent", "ssh", "ip", "cloud_init", "disk_io"};
+
+    for (size_t i = 0; i < ARRAY_SIZE(conditions); i++) {
+        if (strcmp(conditions[i], word) == 0)
+            return true;
+    }
+    return is_state(strncmp(word, "state:", 6) == 0 ? word + 6 : word);
+}
+
 struct waiting {
     const char *name;
     const char *const *conditions;

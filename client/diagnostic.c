@@ -129,6 +129,20 @@ static void show_part(const char *label, const char *text)
     fputc('\n', stderr);
 }
 
+/* What a refused field takes, where the message does not say so already. */
+static void show_expected(const json_t *problem, const char *detail)
+{
+    const json_t *context = json_object_get(problem, "context");
+    const char *expected = json_text(context, "expected"), *near = json_text(context, "nearest");
+
+    if (!problem_is(problem, ERR_API_INVALID_FIELD))
+        return;
+    if (expected[0] != '\0' && strstr(detail, expected) == NULL)
+        show_part("expected", expected);
+    if (near[0] != '\0' && strstr(detail, near) == NULL)
+        show_part("nearest", near);
+}
+
 int problem_show(const struct cli *cli, const json_t *problem, const char *subject)
 {
     const char *detail = json_text(problem, "detail");
@@ -157,6 +171,7 @@ int problem_show(const struct cli *cli, const json_t *problem, const char *subje
     } else {
         show_part("message", detail[0] != '\0' ? detail : json_text(problem, "title"));
     }
+    show_expected(problem, detail);
     json_array_foreach(json_object_get(problem, "causes"), i, cause)
     {
         show_part("cause", json_is_string(cause) ? json_string_value(cause) : json_text(cause, "detail"));

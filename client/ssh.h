@@ -17,8 +17,9 @@ struct access {
     char *own_hosts; /* our own known_hosts; NULL: vmmd's */
 };
 
-/* With an address, which is waited for where it may come. False after the problem was shown. access_done in any case. */
-bool access_get(const struct cli *cli, const char *name, struct access *a);
+/* With an address, which is waited for where it may come. False after the problem was shown, *ret_exit being
+ * its exit code. access_done in any case. */
+bool access_get(const struct cli *cli, const char *name, struct access *a, int *ret_exit);
 void access_done(struct access *a);
 
 /* Ssh's and scp's options: the key (NULL: the VM's), where, and which host key is right. */

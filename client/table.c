@@ -47,7 +47,7 @@ static const struct option_def create_options[] = {
     {"script", 0, "FILE", NULL, "provisioning step of the spec: run this script by its own shebang"},
     {"file", 0, "SOURCE:/DEST[:MODE]", NULL, "provisioning step of the spec: put this file there"},
     {"provision", 0, NULL, NULL, "run the spec's provisioning steps once the guest is ready; means --start"},
-    {"wait", 0, "CONDITION", STATES " ready agent ssh ip cloud_init",
+    {"wait", 0, "CONDITION", STATES " ready agent ssh ip cloud_init disk_io",
      "wait until the VM has come to this (ready); may be repeated; means --start"},
     {"timeout", 0, "SECONDS", NULL, "give up --wait after so long (300)"},
     {"idempotency-key", 0, "KEY", NULL, "repeat a request safely: the same key answers the same operation"},
@@ -89,14 +89,14 @@ static const struct option_def list_options[] = {
 };
 
 static const struct option_def wait_options[] = {
-    {"for", 0, "CONDITION", STATES " ready agent ssh ip cloud_init",
+    {"for", 0, "CONDITION", STATES " ready agent ssh ip cloud_init disk_io",
      "a state (running, state:running) or condition; may be repeated (ready)"},
     {"timeout", 0, "SECONDS", NULL, "give up after so long (60)"},
     {0},
 };
 
 static const struct option_def log_options[] = {
-    {"console", 0, NULL, NULL, "what the guest wrote on its console (default)"},
+    {"console", 0, NULL, NULL, "what the guest wrote on its console (default, with --provision where there was one)"},
     {"vmm", 0, NULL, NULL, "what QEMU wrote on its stderr"},
     {"provision", 0, NULL, NULL, "what the provisioning steps wrote"},
     {"tail", 'n', "LINES", NULL, "only the last lines; 0 is all (0)"},

@@ -110,7 +110,7 @@ static size_t edit_distance(const char *a, const char *b)
 const char *str_nearest(const char *s, const char *const *candidates)
 {
     const char *best = NULL;
-    size_t limit = strlen(s) / 3 + 1;
+    size_t len = strlen(s), limit = len < 4 ? 1 : len / 3 + 1; /* two letters of three make any word near */
 
     for (size_t i = 0; candidates[i] != NULL; i++) {
         size_t d = edit_distance(s, candidates[i]);

@@ -30,10 +30,19 @@ struct vm_wait {
 
 static int parse(const char *text, struct wait_condition *ret, struct error *err)
 {
-    static const char *const known[] = {"state:prepared", "state:running", "state:suspended",
-                                        "state:stopped",  "state:failed",  "state:destroyed",
-                                        "ready",          "agent",         "ip",
-                                        "cloud_init",     "disk_io",       NULL};
+    static const char *const known[] = {"state:prepared",
+                                        "state:running",
+                                        "state:suspended",
+                                        "state:stopped",
+                                        "state:failed",
+                                        "state:destroyed",
+                                        "ready",
+                                        "agent",
+                                        "ssh",
+                                        "ip",
+                                        "cloud_init",
+                                        "disk_io",
+                                        NULL};
 
     snprintf(ret->text, sizeof(ret->text), "%s", text);
     ret->is_state = str_prefix(text, "state:");
@@ -41,7 +50,7 @@ static int parse(const char *text, struct wait_condition *ret, struct error *err
         return 0;
     error_set(err, ERR_API_INVALID_FIELD, "\"%.40s\" is nothing to wait for", text);
     error_ctx_str(err, "pointer", "/for");
-    error_ctx_str(err, "expected", "state:STATE, ready, agent, ip, cloud_init or disk_io");
+    error_ctx_str(err, "expected", "state:STATE, ready, agent, ssh, ip, cloud_init or disk_io");
     const char *near = str_nearest(text, known);
     if (near != NULL)
         error_ctx_str(err, "nearest", near);

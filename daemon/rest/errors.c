@@ -56,7 +56,7 @@ void rest_error(struct http_request *req, void *arg)
     (void)arg;
     if (code == ERR_NONE) {
         error_set(&err, ERR_API_NOT_FOUND, "there is no error code %.80s", req->params[0]);
-        error_help(&err, "GET /v1/errors lists them all");
+        error_help(&err, "`vmctl errors` (GET /v1/errors) lists them all");
         http_reply_error(req, &err);
         return;
     }

@@ -26,7 +26,9 @@ static bool read_filter(void *arg, const char *name, const char *value)
 
     if (strcmp(name, "state") == 0) {
         if (!vm_state_parse(value, &state)) {
-            q->rc = field_pointer_error(q->err, "/state", "a state of a VM", "\"%.40s\" is no state of a VM", value);
+            q->rc = field_pointer_error(q->err, "/state",
+                                        "preparing, prepared, running, suspended, stopped, failed or destroyed",
+                                        "\"%.40s\" is no state of a VM", value);
             return false;
         }
         q->filter.by_state = true;

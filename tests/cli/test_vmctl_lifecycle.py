@@ -53,11 +53,28 @@ def test_a_whole_life(vmmd):
     assert gone.returncode == 3 and "vm_manager::vm::not_found" in gone.stderr
 
 
+def test_a_refused_value_says_what_is_taken(vmmd):
+    create(vmmd)
+    for args, said in ((("list", "--state", "runing"), "expected: preparing, prepared, running"),
+                       (("wait", "web", "--for", "reday"), "expected: state:STATE, ready, agent, ssh")):
+        run = vmmd.vmctl(*args)
+        assert run.returncode == 2 and said in run.stderr
+
+
+def test_ssh_config_of_nobody_is_not_found(vmmd):
+    assert vmmd.vmctl("ssh-config", "nobody").returncode == 3
+
+
 @pytest.mark.parametrize("follow", ["--follow", "--no-follow"])
 def test_a_cursor_of_another_database_is_told(vmmd, follow):
     create(vmmd)
     run = vmmd.vmctl("events", "--since", "999999", follow)
     assert run.returncode == 1 and run.stdout == "" and "vm_manager::events::cursor_expired" in run.stderr
+
+
+def test_nothing_to_prune(vmmd):
+    run = vmmd.vmctl("image", "prune")
+    assert run.returncode == 0 and "in use" not in run.stderr
 
 
 def test_create_and_start_in_one(vmmd):

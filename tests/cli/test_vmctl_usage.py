@@ -47,7 +47,7 @@ def test_unique_prefixes():
     (("list", "x"), "unexpected word x"), (("wait", "a", "b"), "unexpected word b"), (("stop", "x", "--timeout", "soon"), "--timeout takes"),
     (("stop", "x", "--timeout", "-1"), "--timeout takes"), (("-o",), "-o needs a value"), (("list", "-o", "yaml"), "-o takes table, json or name"),
     ((), "no command given"), (("help", "lst"), "did you mean list?"), (("completion", "ksh"), "bash, zsh and fish"),
-    (("list", "--no-wait=1"), "takes no value"), (("log", "x", "-n"), "-n needs a value"), (("ops", "list", "x"), "unexpected word x"),
+    (("list", "--no-wait=1"), "takes no value"), (("help", "foo"), "unknown command foo\n"), (("create", "x", "--wait", "readyy"), "--wait takes a state or ready"), (("log", "x", "-n"), "-n needs a value"), (("ops", "list", "x"), "unexpected word x"),
 ])
 def test_usage_errors(args, said):
     run = vmctl(*args)
