@@ -3,15 +3,14 @@ import json
 import os
 import random
 import signal
-import socket
 import sqlite3
 import subprocess
 import time
 
 import pytest
 
-from e2e.guest import (PATIENCE, TINY, UP, Shell, assert_nothing_left, booted, console, console_end, deaf, destroy,
-                       direct, do, gone, in_guest, is_ready, make, process_alive, resume_stopped, wait_ready)
+from e2e.guest import (PATIENCE, TINY, UP, assert_nothing_left, booted, console, console_end, deaf, destroy,
+                       direct, do, gone, in_guest, is_ready, make, process_alive, resume_stopped, type_alone, until_paused, wait_ready)
 from lib.vmmd import SLOW
 from lib.vms import create_body, ended, eventually, get_vm
 
@@ -119,17 +118,11 @@ def test_mute_suspended_vm_stays_suspended(vmmd, api):
 
 # ---- what happened while vmmd was away ----
 
-def delayed(api, command, name="web"):
-    """A command the guest runs once vmmd has gone; the file tells when."""
-    with Shell(api, name) as shell:
-        shell.run(f"(sleep 2; {command}) & true")
-
-
 @pytest.mark.parametrize("machine", ["q35", "microvm"])
 def test_guest_that_powered_off_meanwhile_is_stopped(vmmd, api, machine):
     pid = booted(api, **direct(machine))["runtime"]["pid"]
-    delayed(api, "poweroff")
     leave(vmmd, "SIGKILL")
+    type_alone(vmmd, "poweroff")
     until_paused(vmmd, "shutdown")
     vmmd.start()
     vm = get_vm(api)
@@ -140,8 +133,8 @@ def test_guest_that_powered_off_meanwhile_is_stopped(vmmd, api, machine):
 @pytest.mark.parametrize("machine", ["q35", "microvm"])
 def test_guest_that_panicked_meanwhile_has_failed(vmmd, api, machine):
     pid = booted(api, **direct(machine))["runtime"]["pid"]
-    delayed(api, "echo c >/proc/sysrq-trigger")
     leave(vmmd, "SIGKILL")
+    type_alone(vmmd, "echo c >/proc/sysrq-trigger")
     until_paused(vmmd, "guest-panicked")
     vmmd.start()
     vm = get_vm(api)
@@ -149,26 +142,6 @@ def test_guest_that_panicked_meanwhile_has_failed(vmmd, api, machine):
     gone(pid)
     do(api, "start")
     wait_ready(api)
-
-
-def until_paused(vmmd, status):
-    """Asks QEMU itself, while no vmmd does."""
-    def ask():
-        path = [os.path.join(where, name) for where, _, names in os.walk(vmmd.runtime_dir) for name in names if name == "qmp.sock"]
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.settimeout(30)
-            sock.connect(path[0])
-            stream = sock.makefile("rw")
-            stream.readline()
-            for command in ("qmp_capabilities", "query-status"):
-                stream.write(json.dumps({"execute": command}) + "\n")
-                stream.flush()
-                while True:
-                    answer = json.loads(stream.readline())
-                    if "return" in answer:
-                        break
-            return answer["return"]["status"]
-    eventually(ask, lambda now: now == status, PATIENCE)
 
 
 def test_qemu_that_was_killed_meanwhile_has_failed(vmmd, api):

@@ -41,9 +41,10 @@ def test_what_cloud_init_wrote_is_told(api, commands, reason, message):
 
 def test_cloud_init_that_runs_is_told_with_its_stage_and_ends(api):
     running = json.dumps({"v1": {"stage": "modules-final"}})
-    make(api, start=True, **direct(cloud_init=seed(f"echo '{running}' >/run/cloud-init/status.json", "sleep 12",
+    make(api, start=True, **direct(cloud_init=seed(f"echo '{running}' >/run/cloud-init/status.json", "while [ ! -e /run/go ]; do sleep 0.1; done",
                                                    f"echo '{OK}' >/run/cloud-init/result.json")))
     assert settled(api, "running")["message"] == "at stage modules-final"
+    in_guest(api, "touch /run/go")
     assert settled(api, "done")["status"] is True
 
 

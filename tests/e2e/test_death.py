@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from e2e.guest import (PATIENCE, UP, Shell, booted, bring_ready, condition, console, console_end, deaf, destroy, direct, do,
-                       gone, in_guest, is_ready, make, process_alive, resume_stopped, wait_console, wait_for, wait_ready)
+from e2e.guest import (PATIENCE, UP, booted, bring_ready, condition, console, console_end, deaf, destroy, direct, do,
+                       gone, in_guest, is_ready, make, process_alive, resume_stopped, type_and_leave, wait_console, wait_for, wait_ready)
 from lib.vms import eventually, get_vm
 
 
@@ -17,14 +17,6 @@ def shared(shared_vmmd):
     api = shared_vmmd.client()
     make(api, **direct(network={"type": "user"}))
     return api
-
-
-def type_and_leave(api, command, name="web"):
-    with Shell(api, name) as shell:
-        shell.run("true")
-        shell.send(command + "\r")
-        # The pen is given back when the last byte is on its way.
-        time.sleep(0.2)
 
 
 def state_events(stream, timeout=PATIENCE):

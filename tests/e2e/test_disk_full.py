@@ -6,8 +6,8 @@ import time
 import pytest
 
 from e2e import guest
-from e2e.guest import (PATIENCE, TINY, Shell, condition, console, deaf, destroy, direct, do, make, process_alive, vm_files,
-                       wait_for, wait_ready)
+from e2e.guest import (PATIENCE, TINY, Shell, condition, console, deaf, destroy, direct, do, make, process_alive,
+                       until_paused, vm_files, wait_for, wait_ready)
 from lib.smalldisk import small_daemon
 from lib.vms import create_body, eventually, get_vm
 
@@ -128,7 +128,7 @@ def test_pause_that_nobody_saw_is_found_with_its_reason(small):
     checksum = writer(api, "web")
     daemon.kill9()
     disk.leave(0)
-    time.sleep(3)  # the guest goes on alone, and comes to the end of the room
+    until_paused(daemon, "io-error")  # the guest goes on alone, and comes to the end of the room
     daemon.start()
     paused(api, "web")
     disk.make_room()

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from e2e import guest
+from e2e.guest import eventually
 from e2e.test_exec import run, with_key
-from lib.vms import eventually
 
 FILES = "/v1/vms/web/files"
 

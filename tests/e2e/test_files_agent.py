@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from e2e import guest
+from e2e.guest import eventually
 from e2e.test_exec import run
 from e2e.test_files import (  # noqa: F401
     FILES, put, test_a_directory_of_thousands, test_a_file_of_somebody_else_in_a_sticky_directory_is_not_replaced,
@@ -14,7 +15,6 @@ from e2e.test_files import (  # noqa: F401
     test_files_without_a_size, test_list_mkdir_rename_delete, test_names_with_any_character,
     test_transfers_and_commands_do_not_wait_for_each_other, test_what_is_no_empty_directory_stays)
 from e2e.test_vmctl_exec import test_cp_both_ways_and_recursive  # noqa: F401
-from lib.vms import eventually
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from e2e.guest import Shell, booted, deaf, direct, make, wait_for
-from lib.vms import do, eventually, get_vm
+from e2e.guest import PATIENCE, booted, deaf, direct, gone, make, type_alone, type_and_leave, wait_for
+from lib.vms import do, get_vm
 
 V1 = "/sys/fs/cgroup/memory"
 V2 = "/sys/fs/cgroup"
@@ -64,12 +64,8 @@ def starve(group, pid):
     write(os.path.join(path, "cgroup.procs"), str(pid))
 
 
-def fill(api, name="web"):
-    """The guest takes memory that it had not touched."""
-    with Shell(api, name) as shell:
-        shell.run("true")
-        shell.send("dd if=/dev/zero of=/fill bs=1M count=150\r")
-        time.sleep(0.2)
+# The guest takes memory that it had not touched.
+FILL = "dd if=/dev/zero of=/fill bs=1M count=150"
 
 
 def can_read_the_log():
@@ -85,7 +81,7 @@ def test_oom_kill_is_named(api, group):
         pytest.skip("the kernel's log may not be read here")
     pid = booted(api, **direct(memory_mb=256))["runtime"]["pid"]
     starve(group, pid)
-    fill(api)
+    type_and_leave(api, FILL)
     failure = wait_for(api, "web", "state:failed")["failure"]
     assert failure["reason"] == "oom", failure
     assert failure["signal"] == "SIGKILL" and failure["code"] == "vm_manager::host::insufficient_memory"
@@ -105,7 +101,7 @@ def test_oom_kill_of_an_adopted_vm_is_named(vmmd, group):
     vmmd.kill9()
     vmmd.start()
     starve(group, pid)
-    fill(vmmd.client())
+    type_and_leave(vmmd.client(), FILL)
     failure = wait_for(vmmd.client(), "web", "state:failed")["failure"]
     assert (failure["reason"], failure["signal"]) == ("oom", None)
 
@@ -114,13 +110,10 @@ def test_oom_kill_while_the_daemon_is_away_is_named(vmmd, group):
     if not can_read_the_log():
         pytest.skip("the kernel's log may not be read here")
     pid = booted(vmmd.client(), **direct(memory_mb=256))["runtime"]["pid"]
-    with Shell(vmmd.client(), "web") as shell:
-        shell.run("true")
-        shell.send("sleep 3; dd if=/dev/zero of=/fill bs=1M count=150\r")
-        time.sleep(0.3)
     vmmd.kill9()
     starve(group, pid)
-    eventually(lambda: os.path.exists(f"/proc/{pid}"), lambda there: not there, 30)
+    type_alone(vmmd, FILL)
+    gone(pid, PATIENCE)
     vmmd.start()
     vm = get_vm(vmmd.client())
     assert vm["state"] == "failed" and vm["failure"]["reason"] == "oom"
@@ -133,7 +126,7 @@ def test_vm_killed_for_want_of_memory_is_restarted_on_failure(daemons, group):
     pid = booted(api, **direct(restart="on-failure", memory_mb=256))["runtime"]["pid"]
     since = api.get("/v1/vms").json["as_of_event"]
     starve(group, pid)
-    fill(api)
+    type_and_leave(api, FILL)
     with api.events(since=since, type="vm.restart_scheduled") as stream:
         stream.until(lambda e: e.type == "vm.restart_scheduled", 60)
     vm = wait_for(api, "web", "state:running")
@@ -157,10 +150,7 @@ def test_cgroups_count_tells_where_the_log_may_not_be_read(daemons, group):
               encoding="ascii") as file:
         used = int(file.read())
     write(limit, str(used + 24 * MB))
-    with Shell(api, "web") as shell:
-        shell.run("true")
-        shell.send("dd if=/dev/zero of=/fill bs=1M count=150\r")
-        time.sleep(0.2)
+    type_and_leave(api, FILL)
     # The kernel chooses the largest.
     failure = wait_for(api, "web", "state:failed")["failure"]
     assert failure["reason"] == "oom"

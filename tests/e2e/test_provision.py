@@ -8,8 +8,9 @@ import subprocess
 import pytest
 
 from e2e import guest
+from e2e.guest import eventually
 from lib.vmmd import VMCTL
-from lib.vms import eventually, get_vm
+from lib.vms import get_vm
 
 VMS = ["web", "bare"]  # by SSH, as the user who logs in; by the agent, as root
 
