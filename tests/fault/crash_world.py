@@ -10,11 +10,13 @@ import secrets
 import socket
 import sqlite3
 import subprocess
+import time
 
 from lib.vmmd import SLOW, Daemon
 from lib.vms import create_body, eventually
 
 CRASH_STATUS = 77
+CALM_S = 1.5  # so long nothing is under way: no point will be passed any more
 CLONE_NEWNET = 0x40000000
 GONE = (OSError, http.client.HTTPException)
 ENDED = ("succeeded", "failed", "cancelled")
@@ -114,6 +116,21 @@ class World:
         except subprocess.TimeoutExpired:
             raise Unreached(f"not passed\n{self.daemon.log()[-3000:]}") from None
         assert status == CRASH_STATUS, f"vmmd ended with {status}:\n{self.daemon.log()[-3000:]}"
+
+    def crashed_or_settled(self):
+        """After a start that may crash later: whether it did, or all is done without it."""
+        end, calm = time.monotonic() + 30 * SLOW, None
+        while time.monotonic() < end and (calm is None or time.monotonic() < calm + CALM_S * SLOW):
+            if self.daemon.proc.poll() is not None:
+                self.await_crash()
+                return True
+            try:
+                busy = any(op["state"] not in ENDED for op in self.operations().values())
+            except GONE:
+                busy = True
+            calm = None if busy else calm or time.monotonic()
+            time.sleep(0.02)
+        return False
 
     def trace_path(self):
         path = os.path.join(self.daemon.dir, "trace")
