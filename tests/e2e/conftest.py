@@ -13,20 +13,10 @@ from e2e.lan import entered, taps  # noqa: E402
 from lib.vmmd import Daemon  # noqa: E402
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Without the guests no test here can say anything. Tests that share a guest go to one worker (--dist loadgroup), which
-    boots it once; these groups come first, since what is long must not begin last."""
+    """Without the guests no test here can say anything."""
     if items and not all(os.path.exists(path) for path in (guest.KERNEL, guest.INITRD, guest.TINY)):
         raise pytest.UsageError(f"{guest.GUEST} has no guest: make guest")
-    shares = {}
-    for item in items:
-        if "shared_vmmd" in item.fixturenames:
-            shares.setdefault(item.module.__name__, []).append(item)
-            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
-    groups = sorted(shares.values(), key=len, reverse=True)
-    alone = [item for item in items if "shared_vmmd" not in item.fixturenames]
-    items[:] = [item for group in groups for item in group] + alone
 
 
 def _lives(daemon):
