@@ -22,6 +22,10 @@ enum exit_code {
 
 enum format { FORMAT_TABLE, FORMAT_JSON, FORMAT_NAME };
 
+/* What a VM can be in, and what can be true of it beside: words in one text, as an option's choices are. */
+#define VM_STATES "preparing prepared running suspended stopped failed"
+#define VM_CONDITIONS "ready agent ssh ip cloud_init disk_io"
+
 /* One option of a command, or one that all commands take. A table of them ends with name NULL. */
 struct option_def {
     const char *name;    /* long name without dashes */

@@ -14,28 +14,26 @@
 
 enum { DEFAULT_S = 60, HOLD_MAX_S = 600, CONDITIONS_MAX = 64 };
 
-/* "running" means "state:running". */
-static bool is_state(const char *word)
+static bool is_among(const char *word, const char *words)
 {
-    static const char *const states[] = {"preparing", "prepared", "running",  "suspended",
-                                         "stopped",   "failed",   "destroyed"};
+    size_t len = strlen(word);
 
-    for (size_t i = 0; i < ARRAY_SIZE(states); i++) {
-        if (strcmp(states[i], word) == 0)
+    for (const char *at = words; len > 0 && (at = strstr(at, word)) != NULL; at += len) {
+        if ((at == words || at[-1] == ' ') && (at[len] == ' ' || at[len] == '\0'))
             return true;
     }
     return false;
 }
 
+/* "running" means "state:running". */
+static bool is_state(const char *word)
+{
+    return is_among(word, VM_STATES " destroyed");
+}
+
 bool wait_known(const char *word)
 {
-    static const char *const conditions[] = {"ready", "agent", "ssh", "ip", "cloud_init", "disk_io"};
-
-    for (size_t i = 0; i < ARRAY_SIZE(conditions); i++) {
-        if (strcmp(conditions[i], word) == 0)
-            return true;
-    }
-    return is_state(strncmp(word, "state:", 6) == 0 ? word + 6 : word);
+    return is_among(word, VM_CONDITIONS) || is_state(strncmp(word, "state:", 6) == 0 ? word + 6 : word);
 }
 
 struct waiting {

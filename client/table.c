@@ -1,8 +1,6 @@
 /* table.c - every command of vmctl with its options: lookup, usage, help and completion come from these tables. */
 #include "cli.h"
 
-#define STATES "preparing prepared running suspended stopped failed"
-
 const struct option_def global_options[] = {
     {"socket", 0, "PATH", NULL, "the daemon's Unix socket (VMMD_SOCKET)"},
     {"url", 0, "URL", NULL, "the daemon's address over TCP (VMMD_URL; token in VMMD_TOKEN)"},
@@ -47,7 +45,7 @@ static const struct option_def create_options[] = {
     {"script", 0, "FILE", NULL, "provisioning step of the spec: run this script by its own shebang"},
     {"file", 0, "SOURCE:/DEST[:MODE]", NULL, "provisioning step of the spec: put this file there"},
     {"provision", 0, NULL, NULL, "run the spec's provisioning steps once the guest is ready; means --start"},
-    {"wait", 0, "CONDITION", STATES " ready agent ssh ip cloud_init disk_io",
+    {"wait", 0, "CONDITION", VM_STATES " " VM_CONDITIONS,
      "wait until the VM has come to this (ready); may be repeated; means --start"},
     {"timeout", 0, "SECONDS", NULL, "give up --wait after so long (300)"},
     {"idempotency-key", 0, "KEY", NULL, "repeat a request safely: the same key answers the same operation"},
@@ -81,7 +79,7 @@ static const struct option_def stop_options[] = {
 };
 
 static const struct option_def list_options[] = {
-    {"state", 0, "STATE", STATES, "only VMs in this state"},
+    {"state", 0, "STATE", VM_STATES, "only VMs in this state"},
     {"backend", 0, "NAME", "qemu noop", "only VMs of this backend"},
     {"label", 0, "KEY=VALUE", NULL, "only VMs with this label; may be repeated"},
     {"name", 0, "GLOB", NULL, "only VMs whose name matches"},
@@ -89,7 +87,7 @@ static const struct option_def list_options[] = {
 };
 
 static const struct option_def wait_options[] = {
-    {"for", 0, "CONDITION", STATES " ready agent ssh ip cloud_init disk_io",
+    {"for", 0, "CONDITION", VM_STATES " " VM_CONDITIONS,
      "a state (running, state:running) or condition; may be repeated (ready)"},
     {"timeout", 0, "SECONDS", NULL, "give up after so long (60)"},
     {0},

@@ -4,6 +4,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "base/mem.h"
+
 void frames_init(struct frames *f)
 {
     buf_init(&f->part, FRAME_HEAD + FRAME_MAX);
@@ -120,4 +122,23 @@ int shell_quote(struct buf *out, const char *s)
     }
     buf_str(out, s);
     return buf_char(out, '\'');
+}
+
+const char *shell_failure(const char *line)
+{
+    static const struct {
+        const char *words, *kind;
+    } table[] = {
+        {"o such file", "missing"},                                    /* also dash's and ash's own words */
+        {"nonexistent", "missing"},    {"Not a directory", "missing"}, /* a part of the path; as SFTP has it */
+        {"symbolic link", "missing"},  {"ermission denied", "denied"}, {"Operation not permitted", "denied"},
+        {"No space left", "no_space"}, {"uota exceeded", "no_space"},  {"irectory not empty", "not_empty"},
+    };
+
+    for (const char *next; (next = strstr(line, ": ")) != NULL;)
+        line = next + 2;
+    for (size_t i = 0; i < ARRAY_SIZE(table); i++)
+        if (strstr(line, table[i].words) != NULL)
+            return table[i].kind;
+    return NULL;
 }

@@ -59,4 +59,8 @@ int mark_find(char *data, size_t len, const char *nonce, char **ret_said, size_t
 /* Appends s as one word of a POSIX shell. */
 int shell_quote(struct buf *out, const char *s);
 
+/* What the last line means that a file's command (LC_ALL=C) wrote on stderr: behind the last ": ", for a name may say anything.
+ * "missing", "denied", "no_space", "not_empty"; NULL: nothing that is known. */
+const char *shell_failure(const char *line);
+
 #endif

@@ -90,7 +90,7 @@ struct live_vm {
     unsigned refs;
     struct table_node id_node, name_node, mac_node;
     bool mac_listed;
-    bool ports_moved; /* its rows of ports are written with the next document */
+    bool ports_moved; /* its rows of ports are written with each document from now on */
     struct backend *be;
     struct backend_vm *bvm;
     struct vm_op *op;      /* the one that holds it */

@@ -251,24 +251,10 @@ static void last_line(const char *data, size_t len, char line[FILES_DETAIL_MAX])
     line[len - begin] = '\0';
 }
 
-static const char *behind_last_colon(const char *line)
-{
-    for (const char *next; (next = strstr(line, ": ")) != NULL;)
-        line = next + 2;
-    return line;
-}
-
 const char *files_failure(int exit_code, const char *text, size_t len, char detail[FILES_DETAIL_MAX])
 {
-    static const struct {
-        const char *words, *kind;
-    } table[] = {
-        {"o such file", "missing"},                                    /* also dash's and ash's own words */
-        {"nonexistent", "missing"},    {"Not a directory", "missing"}, /* a part of the path; as SFTP has it */
-        {"symbolic link", "missing"},  {"ermission denied", "denied"}, {"Operation not permitted", "denied"},
-        {"No space left", "no_space"}, {"uota exceeded", "no_space"},  {"irectory not empty", "not_empty"},
-    };
     char line[FILES_DETAIL_MAX];
+    const char *kind;
 
     last_line(text, len, line);
     detail[0] = '\0';
@@ -285,9 +271,7 @@ const char *files_failure(int exit_code, const char *text, size_t len, char deta
     case EXIT_DENIED:
         return "denied";
     default:
-        for (size_t i = 0; i < ARRAY_SIZE(table); i++)
-            if (strstr(behind_last_colon(line), table[i].words) != NULL)
-                return table[i].kind;
-        return "failed";
+        kind = shell_failure(line);
+        return kind != NULL ? kind : "failed";
     }
 }

@@ -9,24 +9,6 @@
 #include "base/frame.h"
 #include "base/mem.h"
 
-/* What mv's last words mean: behind the last ": ", for a name may say anything.  NULL: nothing that is known. */
-static const char *words_kind(const char *words)
-{
-    static const struct {
-        const char *words, *kind;
-    } table[] = {{"ermission denied", "denied"},     {"Operation not permitted", "denied"},
-                 {"No space left", "no_space"},      {"uota exceeded", "no_space"},
-                 {"o such file", "missing"},         {"Not a directory", "missing"},
-                 {"irectory not empty", "not_empty"}};
-
-    for (const char *next; (next = strstr(words, ": ")) != NULL;)
-        words = next + 2;
-    for (size_t i = 0; i < ARRAY_SIZE(table); i++)
-        if (strstr(words, table[i].words) != NULL)
-            return table[i].kind;
-    return NULL;
-}
-
 /* The end of what a command says on stderr; its stdout has ended. */
 static void last_words(ssh_channel c, char *out, size_t size)
 {
@@ -64,7 +46,7 @@ int rename_over(ssh_session ssh, sftp_session sftp, const char *from, const char
             ;
         last_words(c, words, sizeof(words));
         status = ssh_channel_get_exit_status(c);
-        const char *kind = status > 0 ? words_kind(words) : NULL;
+        const char *kind = status > 0 ? shell_failure(words) : NULL;
         if (kind != NULL)
             *ret_kind = kind;
     }
