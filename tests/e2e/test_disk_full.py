@@ -59,7 +59,8 @@ def writer(api, name):
 
 def paused(api, name):
     """Waits until its disk has paused it; the VM."""
-    vm = eventually(lambda: get_vm(api, name), lambda found: found["state"] == "suspended", PATIENCE)
+    # A vmmd that comes back finds it suspended, and a moment later why.
+    vm = eventually(lambda: get_vm(api, name), lambda vm: vm["state"] == "suspended" and condition(vm, "disk_io"), PATIENCE)
     found = condition(vm, "disk_io")
     assert (found["status"], found["reason"]) == (False, "enospc") and f"vmctl resume {name}" in found["message"], vm
     assert condition(vm, "ready")["status"] is False

@@ -40,8 +40,8 @@ class World:
         self.control = os.path.join(self.daemon.dir, "crash")
         self.daemon.env["VMMD_CRASH_FILE"] = self.control
         try:
-            if case.bridge:
-                self.make_bridge()
+            if self.qemu and os.geteuid() == 0:
+                self.make_network()
             self.start()
             self.api = self.daemon.client(timeout=60 * SLOW)
             # What a vmmd without VMs has; the log of the database comes and goes.
@@ -60,11 +60,13 @@ class World:
 
     # --- the network ---
 
-    def make_bridge(self):
+    def make_network(self):
+        """Of its own: no other QEMU on this host takes a port between its choice and its use."""
         name = f"vmmd-{secrets.token_hex(4)}"
         subprocess.run(["ip", "netns", "add", name], check=True)
         self.namespace = name
-        for command in ("link set lo up", "link add br0 type bridge", "link set br0 up"):
+        bridge = ("link add br0 type bridge", "link set br0 up") if self.case.bridge else ()
+        for command in ("link set lo up", *bridge):
             subprocess.run(["ip", "-n", name, *command.split()], check=True)
 
     @contextlib.contextmanager
@@ -168,7 +170,7 @@ class World:
         alive = {vm["runtime"]["pid"] for vm in vms if vm["state"] in ("running", "suspended")} if self.qemu else set()
         assert None not in alive, vms
         eventually(lambda: set(self.daemon.leftovers("qemu")), lambda pids: pids == alive, 10)
-        assert self.taps() == (len(alive) if self.namespace else 0)
+        assert self.taps() == (len(alive) if self.case.bridge else 0)
         for which, top in (("data", self.daemon.data_dir), ("run", self.daemon.runtime_dir)):
             mine = {vm["id"] if which == "data" else vm["id"][-12:] for vm in vms
                     if self.qemu and (which == "data" or vm["runtime"]["pid"] in alive)}

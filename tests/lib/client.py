@@ -45,7 +45,7 @@ class Response:
         return self.json["context"]
 
     def __repr__(self):
-        return f"<{self.method} {self.path} -> {self.status} {self.body[:600]!r}>"
+        return f"<{self.method} {self.path} -> {self.status} {self.body[:2000]!r}>"
 
 
 class Client:
