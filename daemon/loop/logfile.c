@@ -5,9 +5,9 @@
  *
  * Happy path: bytes are appended to `pending`; when no write is under way it becomes `flying` and goes to the pool.
  *
- * Failure modes.  The disk is slow: `pending` fills, the rest is dropped and counted, and the count is written as a
- * marker line before the next bytes that fit.  The disk is full: the bytes are lost and counted likewise; nothing is
- * tried again until the next append.  A read on the pool overtakes a write: it is asked again. */
+ * Failure modes.  The disk is slow or full: what could not be written stays in memory and is tried again with the next
+ * append; when memory is full too the rest is dropped and counted, and the count is written as a marker line before the
+ * next bytes that fit.  A read on the pool overtakes a write: it is asked again. */
 #include "loop/logfile.h"
 
 #include <inttypes.h>
@@ -47,10 +47,12 @@ struct logfile {
     char *prefix;
     size_t max_bytes;
     struct logwriter writer; /* the pool's while working */
-    struct buf flying;       /* being written */
+    struct buf flying;       /* being written, or failed to be */
+    size_t written;          /* of it; the pool's while working */
     struct buf pending;      /* waits its turn */
     bool ready;
     bool working;
+    bool stuck;     /* the last write failed */
     uint64_t start; /* offset of the first byte in memory; once ready */
     uint64_t oldest;
     uint64_t dropped; /* bytes that no marker tells of yet */
@@ -78,9 +80,10 @@ static int work(void *data, struct error *err)
 {
     struct logfile *log = data;
 
+    log->written = 0;
     if (!log->ready && logwriter_open(&log->writer, log->prefix, log->max_bytes, err) < 0)
         return -1;
-    return logwriter_write(&log->writer, log->prefix, log->flying.data, log->flying.len, err);
+    return logwriter_write(&log->writer, log->prefix, log->flying.data, log->flying.len, &log->written, err);
 }
 
 static void work_done(void *arg, void *data, int rc, struct error *err);
@@ -114,33 +117,6 @@ static void finish_if_over(struct logfile *log)
     mem_free(log);
 }
 
-static void work_done(void *arg, void *data, int rc, struct error *err)
-{
-    struct logfile *log = data;
-
-    (void)arg;
-    (void)err; /* what is lost is marked in the log itself */
-    log->working = false;
-    if (log->writer.segment_max > 0) {
-        log->ready = true;
-        log->start = log->writer.offset;
-        log->oldest = logsegments_oldest(&log->writer.segs);
-    } else {
-        log->writer.lost += log->flying.len; /* the folder could not be read */
-    }
-    log->dropped += log->writer.lost;
-    log->writer.lost = 0;
-    if (log->flying.cap > KEEP_BUFFER)
-        buf_done(&log->flying);
-    else
-        buf_reset(&log->flying);
-    if (!log->ended)
-        loop_defer(log->loop, &log->tell);
-    if (rc == 0 && (!log->ended || log->flush))
-        start_work(log);
-    finish_if_over(log);
-}
-
 static bool put(struct logfile *log, const char *data, size_t len)
 {
     if (log->flying.len + log->pending.len + len <= LOGFILE_PENDING_MAX && buf_append(&log->pending, data, len) == 0)
@@ -159,6 +135,31 @@ static bool mark_dropped(struct logfile *log)
         return false;
     log->dropped = 0;
     return true;
+}
+
+static void work_done(void *arg, void *data, int rc, struct error *err)
+{
+    struct logfile *log = data;
+
+    (void)arg;
+    (void)err; /* a log of the log's own trouble would meet the same disk */
+    log->working = false;
+    log->stuck = rc < 0;
+    if (log->writer.segment_max > 0) {
+        log->ready = true;
+        log->start = log->writer.offset;
+        log->oldest = logsegments_oldest(&log->writer.segs);
+    }
+    buf_consume(&log->flying, log->written);
+    if (log->flying.len == 0 && log->flying.cap > KEEP_BUFFER)
+        buf_done(&log->flying);
+    if (!log->ended)
+        loop_defer(log->loop, &log->tell);
+    if (rc == 0 && (!log->ended || log->flush)) {
+        mark_dropped(log); /* there may be no further append to tell it */
+        start_work(log);
+    }
+    finish_if_over(log);
 }
 
 void logfile_append(struct logfile *log, const void *data, size_t len)
@@ -452,7 +453,7 @@ bool logfile_is_ready(const struct logfile *log)
 
 size_t logfile_waiting(const struct logfile *log)
 {
-    return log->flying.len + log->pending.len;
+    return log->stuck ? 0 : log->flying.len + log->pending.len;
 }
 
 uint64_t logfile_oldest(const struct logfile *log)

@@ -3,7 +3,7 @@
  * The log is a stream of bytes counted from its birth; an offset names a byte for ever.  On disk it is at most two
  * files, PREFIX.<20 digits: the offset of its first byte>, each at most half the maximum; starting a third removes the
  * oldest. Appended bytes wait in memory (LOGFILE_PENDING_MAX; what does not fit is dropped, and a marker line says how
- * much) until the thread pool has written them.  Nothing is fsynced: it is a log.  A restarted daemon goes on at the
+ * much) until the thread pool has written them; on a full disk they wait there for the next append.  Nothing is fsynced: it is a log.  A restarted daemon goes on at the
  * next offset.  Readers see memory and disk as one.
  *
  * Runs on the loop thread, except the functions that say "blocking": those need no struct logfile and belong on a pool
@@ -35,7 +35,8 @@ void logfile_close(struct logfile *log, void (*done)(void *arg), void *arg);
 void logfile_append(struct logfile *log, const void *data, size_t len);
 /* Appends the line "[vmmd: TEXT]", on a line of its own. */
 void logfile_gap(struct logfile *log, const char *text);
-/* How much waits to be written: a producer that can be paused keeps this small, and nothing is dropped. */
+/* How much waits to be written: a producer that can be paused keeps this small, and nothing is dropped.  0 while the disk
+ * takes nothing, for there is nothing to wait for. */
 size_t logfile_waiting(const struct logfile *log);
 /* Whether the disk has been looked at; before, the two offsets are 0. */
 bool logfile_is_ready(const struct logfile *log);

@@ -3,9 +3,9 @@
  * Happy path: bytes go to the end of the newest file; when it is full, a new one is begun at the next offset, and the
  * oldest is removed.
  *
- * Failure modes.  The disk is full: the bytes that did not fit are a hole in the offsets; the next write begins a new
- * file after it, and readers step over holes.  Killed between making a file and removing one: three files, pruned when
- * opened.  A reader meets a file that was just removed: it looks again. */
+ * Failure modes.  The disk is full: what did not fit is the caller's still, and what was there stays.  A file is
+ * missing between two: readers step over the hole.  Killed between making a file and removing one: three files, pruned
+ * when opened.  A reader meets a file that was just removed: it looks again. */
 #include "loop/logsegment.h"
 
 #include <dirent.h>
@@ -150,8 +150,6 @@ static int ready_segment(struct logwriter *w, const char *prefix, struct error *
     if (w->fd < 0)
         return error_errno(err, errno, "cannot write the log %.200s", path);
     if (!fits) {
-        if (w->segs.n > 0 && w->segs.at[w->segs.n - 1].start == start) /* an empty one, left by a failed write */
-            w->segs.n--;
         insert(&w->segs, (struct logsegment){.start = start});
         logsegments_prune(prefix, &w->segs);
     }
@@ -176,17 +174,15 @@ static int write_some(struct logwriter *w, const char *prefix, const char *data,
     return 0;
 }
 
-int logwriter_write(struct logwriter *w, const char *prefix, const char *data, size_t len, struct error *err)
+int logwriter_write(struct logwriter *w, const char *prefix, const char *data, size_t len, size_t *ret_written,
+                    struct error *err)
 {
-    while (len > 0) {
+    *ret_written = 0;
+    while (*ret_written < len) {
         size_t n = 0;
-        if (write_some(w, prefix, data, len, &n, err) < 0) {
-            w->offset += len;
-            w->lost += len;
+        if (write_some(w, prefix, data + *ret_written, len - *ret_written, &n, err) < 0)
             return -1;
-        }
-        data += n;
-        len -= n;
+        *ret_written += n;
     }
     return 0;
 }

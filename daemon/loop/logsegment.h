@@ -37,13 +37,14 @@ struct logwriter {
     size_t segment_max;
     int fd;          /* of the last segment, -1: none yet */
     uint64_t offset; /* the next byte's */
-    uint64_t lost;   /* bytes that failed to be written; the owner takes them */
 };
 
 /* Finds what is there and goes on after it; *w is set on success only (segment_max > 0 from then on). */
 int logwriter_open(struct logwriter *w, const char *prefix, size_t max_bytes, struct error *err);
-/* Writes, starting new segments as needed.  w->offset counts all of len also on failure: the rest is a hole. */
-int logwriter_write(struct logwriter *w, const char *prefix, const char *data, size_t len, struct error *err);
+/* Writes, starting new segments as needed.  *ret_written is how much of it is on disk, also on failure; w->offset counts
+ * no more than that, so the rest may be given again. */
+int logwriter_write(struct logwriter *w, const char *prefix, const char *data, size_t len, size_t *ret_written,
+                    struct error *err);
 void logwriter_close(struct logwriter *w);
 
 #endif

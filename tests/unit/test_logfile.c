@@ -269,7 +269,7 @@ static void a_gap_is_a_line(void **state)
     assert_string_equal(read_log(f, 0, 1000), "login:\n[vmmd: 12 s of output lost while vmmd was down]\n");
 }
 
-static void a_failed_write_is_a_hole_and_is_marked(void **state)
+static void what_could_not_be_written_is_tried_again(void **state)
 {
     struct fixture *f = *state;
     char away[64];
@@ -277,44 +277,101 @@ static void a_failed_write_is_a_hole_and_is_marked(void **state)
     open_ready(f, 1 << 20);
     snprintf(away, sizeof(away), "%s.away", f->dir);
     assert_int_equal(rename(f->dir, away), 0); /* no segment can be made now */
-    append(f, "lost\n");
+    append(f, "waits\n");
     run_for(f->loop, 100);
+    assert_string_equal(read_log(f, 0, 1000), "waits\n");
+    assert_int_equal(logfile_waiting(f->log), 0); /* nobody need wait for it */
     assert_int_equal(rename(away, f->dir), 0);
-    append(f, "kept\n");
-    run_for(f->loop, 100);
-    assert_int_equal(logfile_oldest(f->log), 5);
-    assert_string_equal(read_log(f, 0, 1000), "\n[vmmd: 5 bytes of output dropped]\nkept\n");
-    assert_int_equal(f->chunk.offset, 5);
-}
-
-static void a_full_disk_keeps_what_fits(void **state)
-{
-    struct fixture *f = *state;
-    struct rlimit old, small = {.rlim_cur = 100, .rlim_max = RLIM_INFINITY};
-    static char text[300];
-
-    memset(text, 't', sizeof(text));
-    open_ready(f, 1 << 20);
-    signal(SIGXFSZ, SIG_IGN);
-    getrlimit(RLIMIT_FSIZE, &old);
-    small.rlim_max = old.rlim_max;
-    setrlimit(RLIMIT_FSIZE, &small); /* a write past 100 bytes fails */
-    logfile_append(f->log, text, sizeof(text));
-    run_for(f->loop, 100);
-    setrlimit(RLIMIT_FSIZE, &old);
-    append(f, "again\n");
+    append(f, "too\n");
     close_log(f);
     struct logfile_chunk chunk;
     assert_int_equal(logfile_read_at(f->prefix, 0, 1000, &chunk, NULL), 0);
-    assert_int_equal(chunk.offset, 0);
-    assert_int_equal(chunk.len, 100); /* up to the hole */
+    assert_string_equal(chunk.data, "waits\ntoo\n");
     mem_free((char *)(uintptr_t)chunk.data);
-    assert_int_equal(logfile_read_at(f->prefix, 100, 1000, &chunk, NULL), 0);
+}
+
+/* A disk that takes no more than so many bytes of a file. */
+static struct rlimit disk_of(rlim_t bytes)
+{
+    struct rlimit old, small;
+
+    signal(SIGXFSZ, SIG_IGN);
+    getrlimit(RLIMIT_FSIZE, &old);
+    small = (struct rlimit){.rlim_cur = bytes, .rlim_max = old.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &small);
+    return old;
+}
+
+static void a_full_disk_loses_nothing_that_memory_holds(void **state)
+{
+    struct fixture *f = *state;
+    char line[32];
+
+    open_ready(f, 1 << 20);
+    append(f, "before\n");
+    run_for(f->loop, 50);
+    struct rlimit old = disk_of(100); /* some of it fits */
+    for (int i = 0; i < 50; i++) {
+        snprintf(line, sizeof(line), "line %04d\n", i);
+        append(f, line);
+        run_for(f->loop, 2);
+    }
+    assert_int_equal(logfile_oldest(f->log), 0); /* failing does not push out what was there */
+    setrlimit(RLIMIT_FSIZE, &old);
+    append(f, "after\n");
+    close_log(f);
+    struct logfile_chunk chunk;
+    assert_int_equal(logfile_read_at(f->prefix, 0, 1000, &chunk, NULL), 0);
+    assert_int_equal(chunk.len, 7 + 50 * 10 + 6);
+    assert_int_equal(strncmp(chunk.data, "before\n", 7), 0);
+    for (int i = 0; i < 50; i++)
+        assert_int_equal(atoi(chunk.data + 7 + i * 10 + 5), i);
+    mem_free((char *)(uintptr_t)chunk.data);
+}
+
+static void a_full_disk_drops_what_memory_does_not_hold_and_tells(void **state)
+{
+    struct fixture *f = *state;
+    static char block[LOGFILE_PENDING_MAX / 2];
+
+    memset(block, 'b', sizeof(block));
+    open_ready(f, 1 << 20);
+    struct rlimit old = disk_of(0);
+    for (int i = 0; i < 5; i++) {
+        logfile_append(f->log, block, sizeof(block));
+        run_for(f->loop, 20);
+    }
+    setrlimit(RLIMIT_FSIZE, &old);
+    append(f, "x"); /* has no place yet; it lets the disk be tried */
+    run_for(f->loop, 100);
+    assert_int_equal(logfile_next(f->log), LOGFILE_PENDING_MAX + strlen("\n[vmmd: 393217 bytes of output dropped]\n"));
+    append(f, "after\n");
+    close_log(f);
+    struct logfile_chunk chunk;
+    assert_int_equal(logfile_read_at(f->prefix, LOGFILE_PENDING_MAX, 1000, &chunk, NULL), 0);
+    assert_string_equal(chunk.data, "\n[vmmd: 393217 bytes of output dropped]\nafter\n");
+    mem_free((char *)(uintptr_t)chunk.data);
+}
+
+static void a_hole_on_disk_is_stepped_over(void **state)
+{
+    struct fixture *f = *state;
+    char path[128];
+    struct logfile_chunk chunk;
+
+    snprintf(path, sizeof(path), "%s.%020d", f->prefix, 0);
+    assert_int_equal(file_write(path, "first\n", 6, 0600, NULL), 0);
+    snprintf(path, sizeof(path), "%s.%020d", f->prefix, 300);
+    assert_int_equal(file_write(path, "second\nthird\n", 13, 0600, NULL), 0);
+    assert_int_equal(logfile_read_at(f->prefix, 0, 1000, &chunk, NULL), 0);
+    assert_int_equal(chunk.len, 6); /* up to the hole */
+    mem_free((char *)(uintptr_t)chunk.data);
+    assert_int_equal(logfile_read_at(f->prefix, 6, 1000, &chunk, NULL), 0);
     assert_int_equal(chunk.offset, 300); /* over it */
-    assert_string_equal(chunk.data, "\n[vmmd: 200 bytes of output dropped]\nagain\n");
+    assert_string_equal(chunk.data, "second\nthird\n");
     mem_free((char *)(uintptr_t)chunk.data);
     assert_int_equal(logfile_tail_at(f->prefix, 1, &chunk, NULL), 0);
-    assert_string_equal(chunk.data, "again\n");
+    assert_string_equal(chunk.data, "third\n");
     mem_free((char *)(uintptr_t)chunk.data);
 }
 
@@ -533,8 +590,10 @@ int main(void)
         TEST(the_disk_holds_no_more_than_the_maximum),
         TEST(a_flood_is_dropped_and_marked),
         TEST(a_gap_is_a_line),
-        TEST(a_failed_write_is_a_hole_and_is_marked),
-        TEST(a_full_disk_keeps_what_fits),
+        TEST(what_could_not_be_written_is_tried_again),
+        TEST(a_full_disk_loses_nothing_that_memory_holds),
+        TEST(a_full_disk_drops_what_memory_does_not_hold_and_tells),
+        TEST(a_hole_on_disk_is_stepped_over),
         TEST(watchers_are_told_of_bytes_and_of_the_end),
         TEST(a_watcher_may_leave_or_end_the_log),
         TEST(a_read_may_be_cancelled_and_ends_with_the_log),
