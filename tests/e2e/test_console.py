@@ -196,7 +196,7 @@ def raw(terminal):
 
 def test_vmctl_console_types_and_ctrl_bracket_detaches(shared, shared_vmmd):
     with Terminal(shared_vmmd, "console", "web") as terminal:
-        eventually(lambda: raw(terminal), bool, 30)
+        eventually(lambda: raw(terminal), bool)
         terminal.type(b"echo seen-$((20 + 3))\r")
         terminal.expect(rb"seen-23")
         terminal.type(b"\x1d")
@@ -207,7 +207,7 @@ def test_vmctl_console_types_and_ctrl_bracket_detaches(shared, shared_vmmd):
 @pytest.mark.parametrize("signum", [15, 1])
 def test_vmctl_console_restores_the_terminal_when_it_is_ended(shared, shared_vmmd, signum):
     with Terminal(shared_vmmd, "console", "web") as terminal:
-        eventually(lambda: raw(terminal), bool, 30)
+        eventually(lambda: raw(terminal), bool)
         terminal.proc.send_signal(signum)
         terminal.proc.wait(30 * SLOW)
         assert termios.tcgetattr(terminal.slave) == terminal.before

@@ -62,7 +62,7 @@ class Live:
 def count(api, pattern, name="web"):
     """Processes of the guest whose command line matches; asked over the agent."""
     body = {"script": f"ps -o args | grep -c '{pattern}'; exit 0", "via": "agent", "user": "root"}
-    answer = eventually(lambda: api.post(f"/v1/vms/{name}/exec", body), lambda a: a.status != 503, 30)
+    answer = eventually(lambda: api.post(f"/v1/vms/{name}/exec", body), lambda a: a.status != 503)
     assert answer.status == 200, answer
     return int(answer.json["stdout"])
 
@@ -410,7 +410,7 @@ def test_a_daemon_that_dies_leaves_no_helper_and_no_command(vmmd):
     eventually(lambda: count(api, "^sleep 4713"), lambda n: n == 2)
     vmmd.kill9()
     sock.close()
-    eventually(lambda: helpers(vmmd), lambda found: not found, 30)
+    eventually(lambda: helpers(vmmd), lambda found: not found)
     vmmd.start()
     api = vmmd.client()
     guest.wait_ready(api)

@@ -25,7 +25,7 @@ def api(shared_vmmd):
     api.large = 3 << 20
     vm = guest.booted(api, "web", **guest.direct("microvm", memory_mb=512, cloud_init={"hostname": "web"}))
     assert guest.condition(vm, "ready")["reason"] == "agent"
-    eventually(lambda: run(api, {"script": "id -u vm; exit 0", "user": "root"})["stdout"], lambda out: out != "", 30)
+    eventually(lambda: run(api, {"script": "id -u vm; exit 0", "user": "root"})["stdout"], lambda out: out != "")
     return api
 
 

@@ -63,7 +63,7 @@ def test_forwards_reach_the_guest(api, machine):
         for _ in range(20):
             with contextlib.suppress(OSError):  # the guest's refusal of the one before
                 sock.sendto(b"is anybody there", ("127.0.0.1", host_port(api, 7)))
-    eventually(lambda: int(in_guest(api, count)), lambda n: n >= before + 10, 20)
+    eventually(lambda: int(in_guest(api, count)), lambda n: n >= before + 10)
 
 
 def listens_on(port):

@@ -440,7 +440,7 @@ def stray():
         path = os.path.join(directory, pidfile)
         made.append(subprocess.Popen(["qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none", "-S", "-uuid", vm_id,
                                       "-pidfile", path], stdin=subprocess.DEVNULL))
-        eventually(lambda: os.path.exists(path), bool, 30)
+        eventually(lambda: os.path.exists(path), bool)
         return made[-1]
 
     yield start

@@ -66,7 +66,7 @@ class Run:
             assert answer.status == 202, answer
             self.holder = answer.json["id"]
             self.vm_id = answer.json["target"]["vm_id"]
-            eventually(lambda: self.world.operations()[self.holder], lambda op: op["step"] == step, 20)
+            eventually(lambda: self.world.operations()[self.holder], lambda op: op["step"] == step)
         self.before = self.world.vm(self.vm_id) if self.vm_id else None
         self.seen = set(self.world.operations())
 
@@ -328,7 +328,7 @@ def learn(world):
     assert answer.status in (200, 202), answer
     world.quiet()
     if world.case.until:
-        eventually(lambda: world.vm(run.vm_id)["state"], lambda state: state == world.case.until, 20)
+        eventually(lambda: world.vm(run.vm_id)["state"], lambda state: state == world.case.until)
     if run.kind():
         run.settled()
     world.arm()

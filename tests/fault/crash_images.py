@@ -22,8 +22,8 @@ def check_images(world):
     images = world.api.get("/v1/images").json["items"]
     assert all(image["state"] == "ready" for image in images), images
     files = {os.path.basename(image["path"]) for image in images}
-    eventually(lambda: set(os.listdir(top)) if os.path.isdir(top) else set(), lambda there: there == files, 10)
-    eventually(world.daemon.leftovers, lambda pids: not pids, 10)
+    eventually(lambda: set(os.listdir(top)) if os.path.isdir(top) else set(), lambda there: there == files)
+    eventually(world.daemon.leftovers, lambda pids: not pids)
 
 
 def remove_images(world):

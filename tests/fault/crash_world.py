@@ -169,7 +169,7 @@ class World:
         vms = self.api.get("/v1/vms").json["items"]
         alive = {vm["runtime"]["pid"] for vm in vms if vm["state"] in ("running", "suspended")} if self.qemu else set()
         assert None not in alive, vms
-        eventually(lambda: set(self.daemon.leftovers("qemu")), lambda pids: pids == alive, 10)
+        eventually(lambda: set(self.daemon.leftovers("qemu")), lambda pids: pids == alive)
         assert self.taps() == (len(alive) if self.case.bridge else 0)
         for which, top in (("data", self.daemon.data_dir), ("run", self.daemon.runtime_dir)):
             mine = {vm["id"] if which == "data" else vm["id"][-12:] for vm in vms

@@ -118,7 +118,7 @@ def test_vmctl_is_served_beside_a_crowd(both, way, kind):
         assert_served(daemon)
         assert_idle(daemon)
         assert limit_used(api, "connections") <= 1000
-    eventually(lambda: limit_used(api, "connections"), lambda n: n < 10, 20)
+    eventually(lambda: limit_used(api, "connections"), lambda n: n < 10)
     assert api.get("/v1/health").status == tcp.get("/v1/health").status == 200
 
 
@@ -134,7 +134,7 @@ def test_vmctl_is_served_beside_every_crowd_at_once(both):
     finally:
         for crowd in crowds:
             crowd.close()
-    eventually(lambda: limit_used(api, "streams") + limit_used(api, "waits"), lambda n: n == 0, 20)
+    eventually(lambda: limit_used(api, "streams") + limit_used(api, "waits"), lambda n: n == 0)
     assert tcp.get("/v1/health").status == 200
 
 
@@ -142,7 +142,7 @@ def test_vmctl_may_wait_and_follow_when_the_network_has_all_it_may(both):
     daemon, api, tcp = both()
     make_vm(api)
     with Crowd(tcp, WAIT, 520), Crowd(tcp, EVENTS, 220):
-        eventually(lambda: min(limit_refused(api, "waits"), limit_refused(api, "streams")), bool, 10)
+        eventually(lambda: min(limit_refused(api, "waits"), limit_refused(api, "streams")), bool)
         assert daemon.vmctl("wait", "web", "--for", "prepared").returncode == 0
         with api.events(since=0) as stream:
             assert stream.next().id == 1
@@ -167,7 +167,7 @@ def test_connections_beyond_the_limit_are_told_why(both):
 def test_slow_clients_of_the_network_make_way_for_quick_ones(both):
     _, api, tcp = both("max_connections = 80\n")
     with Crowd(tcp, DRIP, 70):
-        eventually(lambda: tcp.get("/v1/health", check=False).status, lambda status: status == 200, 5)
+        eventually(lambda: tcp.get("/v1/health", check=False).status, lambda status: status == 200)
         assert limit_used(api, "connections") <= 80
 
 
@@ -197,8 +197,8 @@ def test_upload_that_goes_on_stays_and_one_that_stalls_makes_way(both):
     left = length - 512
     with Crowd(tcp, WAIT, 11) as crowd:
         # The last places are full to the brim, where the one that looks has a place as well: who finds none comes again.
-        eventually(lambda: limit_used(api, "waits"), lambda n: n == 11, 10)
-        eventually(lambda: (crowd.join(tcp, WAIT), limit_used(api, "waits"))[1], lambda n: n == 12, 10)
+        eventually(lambda: limit_used(api, "waits"), lambda n: n == 11)
+        eventually(lambda: (crowd.join(tcp, WAIT), limit_used(api, "waits"))[1], lambda n: n == 12)
         begin, ok = time.monotonic(), 0
         while ok < 3 and time.monotonic() - begin < 20 * SLOW:
             steady.sendall(bytes(512))
@@ -223,22 +223,22 @@ def test_waits_and_streams_name_their_limit(both):
     make_vm(api)
     for request, limit in ((WAIT, "waits"), (EVENTS, "streams")):
         with Crowd(tcp, request, 7):
-            eventually(lambda name=limit: limit_used(api, name), lambda n: n == 7, 5)
+            eventually(lambda name=limit: limit_used(api, name), lambda n: n == 7)
             answer = tcp.raw_response(request)
             assert answer.status == 503 and answer.code == "daemon::overloaded", answer
             assert answer.context == {"limit": limit, "max": 8, "config_key": f"max_{limit}"}
             assert limit_refused(api, limit) == 1
             with Crowd(api, request, 1):
-                eventually(lambda name=limit: limit_used(api, name), lambda n: n == 8, 5)
+                eventually(lambda name=limit: limit_used(api, name), lambda n: n == 8)
                 assert api.raw_response(request).context["config_key"] == f"max_{limit}"
-        eventually(lambda name=limit: limit_used(api, name), lambda n: n == 0, 5)
+        eventually(lambda name=limit: limit_used(api, name), lambda n: n == 0)
 
 
 def test_change_that_finds_no_place_to_wait_is_answered_at_once(both):
     _, api, _ = both("max_waits = 1\n")
     make_vm(api, labels={"noop.delay_ms.spawn": "600000"})
     with Crowd(api, WAIT, 1):
-        eventually(lambda: limit_used(api, "waits"), lambda n: n == 1, 5)
+        eventually(lambda: limit_used(api, "waits"), lambda n: n == 1)
         assert api.post("/v1/vms/web/start", prefer_wait=30).status == 202
 
 
@@ -294,8 +294,8 @@ def test_vmctl_is_served_when_files_are_short(both, way, kind):
         assert_served(daemon)
         assert_idle(daemon)
         assert len(os.listdir(f"/proc/{daemon.pid}/fd")) < 160
-    eventually(lambda: limit_used(api, "connections"), lambda n: n < 10, 20)
-    eventually(lambda: tcp.get("/v1/health").status, lambda status: status == 200, 5)
+    eventually(lambda: limit_used(api, "connections"), lambda n: n < 10)
+    eventually(lambda: tcp.get("/v1/health").status, lambda status: status == 200)
     make_vm(api, "after", start=True)
 
 
@@ -310,9 +310,9 @@ def test_vm_is_not_begun_when_files_are_short(both):
         assert answer.context == {"limit": "open_files", "max": 160, "config_key": "max_open_files"}
         assert api.get("/v1/vms/web").json["state"] == "prepared"
         assert api.delete("/v1/vms/web").status == 202, "what takes a VM down needs no permission"
-        eventually(lambda: api.get("/v1/vms/web").status, lambda status: status == 404, 10)
+        eventually(lambda: api.get("/v1/vms/web").status, lambda status: status == 404)
         assert limit_refused(api, "open_files") > 0
-    eventually(lambda: api.post("/v1/vms", create_body("again")).status, lambda status: status == 202, 5)
+    eventually(lambda: api.post("/v1/vms", create_body("again")).status, lambda status: status == 202)
 
 
 def test_refusal_is_read_by_who_was_still_sending(both):
@@ -330,7 +330,7 @@ def test_refusal_is_read_by_who_was_still_sending(both):
             answer = sock.recv(65536)
             assert answer.startswith(b"HTTP/1.1 503 ") and b'"limit":"open_files"' in answer
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
-    eventually(lambda: api.post("/v1/vms", create_body("web")).status, lambda status: status == 202, 5)
+    eventually(lambda: api.post("/v1/vms", create_body("web")).status, lambda status: status == 202)
 
 
 def test_limit_set_from_outside_is_outlived(both):
@@ -344,9 +344,9 @@ def test_limit_set_from_outside_is_outlived(both):
         with Crowd(tcp, HEALTH, 50):
             assert_idle(daemon)
             # Those of the network that do nothing make way.
-            eventually(lambda: daemon.vmctl("list", timeout=20).returncode, lambda code: code == 0, 20)
+            eventually(lambda: daemon.vmctl("list", timeout=20).returncode, lambda code: code == 0)
         resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
-    eventually(lambda: tcp.raw_response(HEALTH), lambda answer: answer is not None and answer.status == 200, 20)
+    eventually(lambda: tcp.raw_response(HEALTH), lambda answer: answer is not None and answer.status == 200)
     assert_served(daemon)
 
 

@@ -88,7 +88,7 @@ def test_no_event_is_lost_and_no_id_comes_twice_over_kill9(api, vmmd):
                 worker.result(60)
         vmmd.start()
     newest = as_of(api)
-    eventually(lambda: follower.seen[-1]["id"], lambda last: last >= newest, 30)
+    eventually(lambda: follower.seen[-1]["id"], lambda last: last >= newest)
     follower.end()
     ids = [event["id"] for event in follower.seen]
     assert len(ids) > 500 and ids == sorted(set(ids)), "strictly ascending"
@@ -109,9 +109,9 @@ def test_events_that_the_disk_refused_leave_a_gap_and_no_id_twice():
                 break
         assert refused > 5
         disk.make_room()
-        eventually(lambda: api.post("/v1/vms", create_body("after"), prefer_wait=30).status, lambda s: s == 200, 10)
+        eventually(lambda: api.post("/v1/vms", create_body("after"), prefer_wait=30).status, lambda s: s == 200)
         newest = as_of(api)
-        eventually(lambda: follower.seen[-1]["id"], lambda last: last >= newest, 10)
+        eventually(lambda: follower.seen[-1]["id"], lambda last: last >= newest)
         follower.end()
         ids = [event["id"] for event in follower.seen]
         assert ids == sorted(set(ids)) and ids[-1] - ids[0] >= len(ids), "ascending, with a gap"
@@ -206,7 +206,7 @@ def test_readers_that_do_not_read_cost_others_nothing(daemons, many_files):
     make_vm(api)
     start = rss_mb(api)
     readers = [Raw(api) for _ in range(500)]
-    eventually(lambda: limit_used(api, "streams"), lambda n: n == 500, 20)
+    eventually(lambda: limit_used(api, "streams"), lambda n: n == 500)
     quick = {reader.sock.fileno(): reader for reader in readers[100:]}
     poll = select.epoll()
     for fd in quick:
@@ -232,7 +232,7 @@ def test_readers_that_do_not_read_cost_others_nothing(daemons, many_files):
     print(f"memory: {start:.1f} MiB before, {most:.1f} MiB at most")
     # 100 x 256 KiB, and 500 x what a connection has.
     assert most - start < 100 or "asan" in VMMD or "tsan" in VMMD, "sanitizers keep what was freed"
-    eventually(lambda: limit_used(api, "streams"), lambda n: n == 400, 20)
+    eventually(lambda: limit_used(api, "streams"), lambda n: n == 400)
     # One that was dropped comes back with the last event it saw, and misses nothing.
     slow = readers[0]
     while slow.read():
@@ -265,9 +265,9 @@ def test_replay_goes_as_it_is_read_and_never_skips(daemons):
 
 def test_reader_that_left_is_noticed(api):
     readers = [Raw(api) for _ in range(20)]
-    eventually(lambda: limit_used(api, "streams"), lambda n: n == 20, 10)
+    eventually(lambda: limit_used(api, "streams"), lambda n: n == 20)
     for reader in readers[:10]:
         reader.sock.close()
     for reader in readers[10:]:
         reader.sock.shutdown(socket.SHUT_RDWR)
-    eventually(lambda: limit_used(api, "streams"), lambda n: n == 0, 10)
+    eventually(lambda: limit_used(api, "streams"), lambda n: n == 0)

@@ -106,7 +106,7 @@ def settled(api):
         newest = now
 
 
-def eventually(read, holds, timeout=10):
+def eventually(read, holds, timeout=60):
     """read() again and again until holds(value); the value."""
     end = time.monotonic() + timeout * SLOW
     while True:
