@@ -127,6 +127,16 @@ void worker_cap(struct worker *w, unsigned channels)
     pthread_mutex_unlock(&helper.lock);
 }
 
+void worker_alone(struct worker *w)
+{
+    w->alone = true;
+    pthread_mutex_lock(&helper.lock);
+    exec_cap = 1;
+    for (unsigned i = 0; i < EXEC_WORKERS_MAX; i++)
+        exec_workers[i].cap = 1;
+    pthread_mutex_unlock(&helper.lock);
+}
+
 void worker_ready(struct worker *w, bool ready)
 {
     pthread_mutex_lock(&helper.lock);

@@ -187,6 +187,22 @@ def test_a_hundred_at_once(api):
     assert sorted(seen) == sorted(map(str, range(100)))
 
 
+def test_short_commands_beside_each_other_do_not_end_each_other(api):
+    """The guest's dropbear ends a connection when a command on it ends while another is being begun."""
+    seen = []
+
+    def some(i):
+        for n in range(40):
+            seen.append((i, n, api.post("/v1/vms/web/exec", {"command": ["echo", f"{i}-{n}"]}, timeout=120)))
+    threads = [threading.Thread(target=some, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [answer for _, _, answer in seen if answer.status != 200] == []
+    assert len(seen) == 160 and all(answer.json["stdout"] == f"{i}-{n}\n" for i, n, answer in seen)
+
+
 def test_live_lines_come_as_they_are_written(api):
     lines = Live(api, {"script": "echo one; read x; echo two >&2; exit 5", "stdin_base64": base64.b64encode(b"x\n").decode()})
     got = list(lines)

@@ -228,9 +228,14 @@ static ssh_channel channel_exec(struct exec *x, const char *command, struct ssh_
     return NULL;
 }
 
+bool session_is_waiting(const struct session *s)
+{
+    return s->asked && s->channel == NULL && !s->ended && !s->gone;
+}
+
 bool session_is_fresh(const struct session *s)
 {
-    return s->asked && !s->probe && s->channel == NULL && !s->ended && !s->gone && s->refusals <= REFUSALS_MAX;
+    return session_is_waiting(s) && !s->probe && s->refusals <= REFUSALS_MAX;
 }
 
 static unsigned open_channels(const struct exec *x)
@@ -444,13 +449,19 @@ static bool given_up(struct session *s)
 
 /* --- one turn --- */
 
+/* A probe has the place that is kept for kills. */
+static bool has_room(const struct exec *x, const struct session *s)
+{
+    return (s->probe && !x->w->alone) || open_channels(x) < x->w->cap;
+}
+
 bool session_step(struct exec *x, struct session *s)
 {
     bool moved = false;
 
     if (s->ended || !s->asked)
         return session_write(s);
-    if (s->channel == NULL && !s->gone && (s->probe || s->kill_asked || open_channels(x) < x->w->cap)) {
+    if (s->channel == NULL && !s->gone && (s->kill_asked || has_room(x, s))) {
         session_open(x, s);
         moved = true;
     }

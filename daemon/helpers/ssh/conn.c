@@ -142,6 +142,17 @@ void conn_close(ssh_session s)
     fd_close(fd);
 }
 
+bool conn_takes_one(ssh_session s)
+{
+    const char *banner = ssh_get_serverbanner(s);
+    const char *name = banner != NULL ? strstr(banner, "dropbear") : NULL;
+    int year = 0, minor = 0;
+
+    if (name == NULL)
+        return false;
+    return sscanf(name, "dropbear_%4d.%4d", &year, &minor) != 2 || year < 2024 || (year == 2024 && minor < 86);
+}
+
 static ssh_session try_once(int64_t banner_ms, int wake, char *why, const char **ret_kind)
 {
     int fd = tcp_connect(banner_ms, wake, why, ret_kind);

@@ -2,8 +2,8 @@
  *
  * Happy path: connect, and then each turn: what vmmd sent, what the guest sent, what is to die; then wait for more.
  * Failures.  No connection: a probe goes on trying, a command goes to another worker or is told.  The connection is lost: all
- * that run are told, and so is vmmd.  The guest refuses a channel: fewer are asked for on this connection, and the command goes
- * to another. */
+ * that run are told, and so is vmmd; those not begun go to another worker.  The guest refuses a channel, or its sshd bears one
+ * only: fewer are asked for on this connection, and the command goes to another. */
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
@@ -12,7 +12,7 @@
 
 #include "helpers/ssh/exec.h"
 
-enum { TICK_MS = 100, BANNER_MIN_MS = 1000, RETRY_MIN_MS = 200, RETRY_MAX_MS = 2000, FLUSH_MS = 10000 };
+enum { TICK_MS = 100, BANNER_MIN_MS = 1000, RETRY_MIN_MS = 200, RETRY_MAX_MS = 2000, FLUSH_MS = 10000, REQUEST_MS = 1000 };
 
 static void session_free(struct exec *x, struct session *s)
 {
@@ -62,7 +62,7 @@ static bool step_all(struct exec *x)
             s->gone = true;
         if (session_done(s))
             session_free(x, s);
-        else if (session_is_fresh(s)) /* there was no room for it */
+        else if (session_is_fresh(s) || (x->w->alone && session_is_waiting(s))) /* there was no room for it */
             pass_on(x, s, false);
     }
     return sessions_kill(x) || moved;
@@ -89,7 +89,7 @@ static void take_new(struct exec *x)
 static bool must_tick(const struct exec *x)
 {
     for (const struct session *s = x->sessions; s != NULL; s = s->next)
-        if (s->exited || s->gone || s->kill_asked || session_is_fresh(s))
+        if (s->exited || s->gone || s->kill_asked || session_is_waiting(s))
             return true;
     return false;
 }
@@ -102,7 +102,7 @@ static void wait_and_read(struct exec *x, int timeout)
     nfds_t n = 2;
 
     fds[0] = (struct pollfd){.fd = x->w->wake[0], .events = POLLIN};
-    fds[1] = (struct pollfd){.fd = x->ssh != NULL ? (int)ssh_get_fd(x->ssh) : -1, .events = POLLIN};
+    fds[1] = (struct pollfd){.fd = x->ssh != NULL && !x->lost ? (int)ssh_get_fd(x->ssh) : -1, .events = POLLIN};
     for (struct session *s = x->sessions; s != NULL && n < sizeof(fds) / sizeof(fds[0]); s = s->next) {
         short events = (short)((session_wants_input(s) ? POLLIN : 0) | (s->out.len > s->sent ? POLLOUT : 0));
         of[n] = s;
@@ -119,6 +119,20 @@ static void wait_and_read(struct exec *x, int timeout)
             of[i]->gone = true;
     }
     take_new(x);
+}
+
+/* The requests follow their sockets. */
+static void await_requests(struct exec *x)
+{
+    bool missing = true;
+
+    for (int64_t end = now_ms() + REQUEST_MS; missing && now_ms() < end;) {
+        missing = false;
+        for (const struct session *s = x->sessions; s != NULL; s = s->next)
+            missing |= !s->asked && !s->gone;
+        if (missing)
+            wait_and_read(x, TICK_MS);
+    }
 }
 
 /* --- connecting --- */
@@ -186,6 +200,8 @@ static bool connect_guest(struct exec *x)
             banner = BANNER_MIN_MS;
         }
     }
+    if (conn_takes_one(x->ssh))
+        worker_alone(x->w);
     x->event = ssh_event_new();
     return x->event != NULL && ssh_event_add_session(x->event, x->ssh) == SSH_OK;
 }
@@ -215,13 +231,14 @@ void *exec_worker(void *arg)
     struct exec x = {.w = arg, .kind = "error"};
 
     take_new(&x);
-    wait_and_read(&x, 1000); /* the requests follow their sockets */
+    await_requests(&x);
     if (connect_guest(&x)) {
         worker_ready(x.w, true);
         serve(&x);
     }
     worker_ready(x.w, false);
     take_new(&x);
+    await_requests(&x);
     pass_on_all(&x);
     fail_all(&x);
     flush_all(&x, FLUSH_MS);

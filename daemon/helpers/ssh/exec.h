@@ -57,6 +57,8 @@ bool session_wants_input(const struct session *s);
 void session_fail(struct session *s, const char *kind, const char *detail);
 /* Nothing of it has reached the guest: another connection may do. */
 bool session_is_fresh(const struct session *s);
+/* It has no channel yet, and is to have one. */
+bool session_is_waiting(const struct session *s);
 /* Moves what can be moved; true when anything was. */
 bool session_step(struct exec *x, struct session *s);
 /* Nothing is left to do for it. */

@@ -21,9 +21,9 @@
 enum {
     CONTROL_FD = 3,
     KEY_FD = 4,
-    EXEC_WORKERS_MAX = 16,
+    EXEC_WORKERS_MAX = 32, /* many only where a connection takes no more than one command */
     EXEC_CHANNELS_MAX = 8, /* sshd's MaxSessions is 10; one is kept for kills */
-    SESSIONS_MAX = EXEC_CHANNELS_MAX + 8,
+    SESSIONS_MAX = 128 + 8, /* all that a VM may have (max_execs_per_vm), waiting for one connection */
     FILE_WORKERS_MAX = 4,
     FILES_WAITING_MAX = 8,
     FILES_WAIT_MS = 2000,
@@ -57,6 +57,9 @@ void control_send(char what, const char *text);
  * that let us in before is tried for BUSY_S.  NULL with why (256 bytes) and *ret_kind: "connect" (may come yet), "host_key", "auth", "error". */
 ssh_session conn_open(int64_t banner_ms, int wake, char *why, const char **ret_kind);
 void conn_close(ssh_session s);
+/* Whether its sshd bears no second command on a connection: dropbear before 2024.86 (or of a version it does not tell) ends the
+ * connection, with all that runs on it, when a command ends between another channel's opening and its request (its issue 321). */
+bool conn_takes_one(ssh_session s);
 bool helper_stops(void);
 
 /* --- sending on a session's socket --- */
@@ -80,6 +83,7 @@ struct worker {
     bool over;   /* the thread has returned */
     bool broken; /* takes no more */
     bool ready;  /* is connected */
+    bool alone;  /* its connection takes one command; its thread's */
     int wake[2]; /* a pipe */
     struct given incoming[SESSIONS_MAX];
     unsigned n_incoming;
@@ -97,6 +101,8 @@ void worker_ended(struct worker *w); /* one session less */
 void worker_ready(struct worker *w, bool ready);
 /* The guest lets it have so many channels and no more.  Two and more are sshd's rule, for the other connections too. */
 void worker_cap(struct worker *w, unsigned channels);
+/* This guest's connections take one command each. */
+void worker_alone(struct worker *w);
 /* Gives a session to another worker that has room, else to a new one, else, to_wait, to one that is connected. */
 bool worker_pass_on(struct worker *from, struct session *s, bool to_wait);
 /* Whether the worker has been idle for long, or the helper stops: then it is over for good. */
