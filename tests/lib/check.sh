@@ -23,7 +23,10 @@ stage() { # name command...
     title "$name"
     "$@" >"$logs/$name.log" 2>&1 </dev/null
     status=$?
-    [ $status -eq 0 ] || tail -n 60 "$logs/$name.log"
+    [ $status -eq 0 ] || {
+        tail -n 60 "$logs/$name.log" | cut -c 1-600
+        grep -aE '^(FAILED|ERROR) ' "$logs/$name.log" | cut -c 1-600 # their messages may be long
+    }
     echo "$name: exit $status, $((SECONDS - start)) s"
     return $status
 }

@@ -113,5 +113,5 @@ def eventually(read, holds, timeout=60):
         value = read()
         if holds(value):
             return value
-        assert time.monotonic() < end, f"not in {timeout} s: {value}"
+        assert time.monotonic() < end, f"not in {timeout} s: {str(value)[-2000:]!r}"
         time.sleep(0.02)
