@@ -130,7 +130,7 @@ class Shell:
     """Root's shell on the guest's serial line, over the console's WebSocket. A context manager."""
 
     def __init__(self, api, name="web", force=False):
-        self.ws = api.websocket(f"/v1/vms/{name}/console" + ("?force=1" if force else ""), timeout=5)
+        self.ws = api.websocket(f"/v1/vms/{name}/console" + ("?force=1" if force else ""), timeout=60)
         self.text = ""
 
     def send(self, text):
@@ -251,7 +251,7 @@ def process_alive(pid):
         return False
 
 
-def gone(pid, timeout=30):
+def gone(pid, timeout=PATIENCE):
     eventually(lambda: process_alive(pid), lambda alive: not alive, timeout)
 
 

@@ -141,7 +141,7 @@ def test_sigterm_ends_the_daemon_in_its_grace_beside_a_hung_vm(daemons, hang):
     api = daemon.client()
     pid = hang(running(api))
     assert api.post("/v1/vms/web/suspend").status == 202  # it is in the midst of it
-    daemon.stop(timeout=6)
+    daemon.stop(timeout=15)
     assert process_alive(pid)
     daemon.start(timeout=60)
     assert get_vm(api)["state"] == "running"

@@ -29,7 +29,7 @@ def host_port(api, guest_port, name="web"):
 def read_tcp(port, send=b""):
     """What the other side says up to its end; None when it does not."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as sock:
             sock.sendall(send)
             data = b""
             while piece := sock.recv(4096):
