@@ -23,6 +23,11 @@ void files_refusal(const char *kind, const char *detail, const char *vm_name, co
         error_help(err, "name a file; list=1 lists a directory");
         error_ctx_str(err, "pointer", "/path");
         error_ctx_str(err, "expected", "the path of a regular file");
+    } else if (strcmp(kind, "to_directory") == 0) {
+        error_set(err, ERR_API_INVALID_FIELD, "what has the new name in VM %s is a directory", vm_name);
+        error_help(err, "name the file as it is to be called in that directory");
+        error_ctx_str(err, "pointer", "/to");
+        error_ctx_str(err, "expected", "the path of a file, or of nothing");
     } else {
         error_set(err, ERR_IO, "the guest of VM %s could not do that to %.300s", vm_name, path);
         error_help(err, "the guest's answer is in causes");

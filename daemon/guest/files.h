@@ -68,7 +68,7 @@ static inline void files_free(struct files *f)
         f->ops->free(f);
 }
 
-/* What a guest's refusal means, whatever carried it: kind is "missing", "denied", "no_space", "not_directory", "not_file", or
+/* What a guest's refusal means, whatever carried it: kind is "missing", "denied", "no_space", "not_directory", "not_file", "to_directory", or
  * another, for which detail says more. */
 void files_refusal(const char *kind, const char *detail, const char *vm_name, const char *user, const char *path,
                    struct error *err);

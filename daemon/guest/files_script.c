@@ -14,7 +14,7 @@
 #include "base/uuid.h"
 #include "guest/info.h"
 
-enum { EXIT_NOT_FILE = 61, EXIT_NOT_DIRECTORY = 62, EXIT_NO_TOOL = 63, EXIT_CHANGED = 64, EXIT_DENIED = 65 };
+enum { EXIT_NOT_FILE = 61, EXIT_NOT_DIRECTORY = 62, EXIT_NO_TOOL = 63, EXIT_CHANGED = 64, EXIT_DENIED = 65, EXIT_TO_DIRECTORY = 66 };
 
 static const char head[] =
     "export LC_ALL=C; umask 022; unset CDPATH\n"
@@ -62,7 +62,7 @@ static const char mkdir_script[] =
     "[ -z \"$parents\" ] || [ -z \"$d\" ] || [ \"$d\" = \"$p\" ] || mkdir -p \"$d\" 2>/dev/null\n"
     "mkdir -m \"$m\" \"$p\" || [ -d \"$p\" ] || exit 1\n";
 
-static const char rename_script[] = "need mv; mv -f \"$p\" \"$q\" </dev/null\n";
+static const char rename_script[] = "need mv; [ ! -d \"$q\" ] || exit 66; mv -f \"$p\" \"$q\" </dev/null\n";
 
 static const char delete_script[] =
     "need rm rmdir\n"
@@ -270,6 +270,8 @@ const char *files_failure(int exit_code, const char *text, size_t len, char deta
         return "changed";
     case EXIT_DENIED:
         return "denied";
+    case EXIT_TO_DIRECTORY:
+        return "to_directory";
     default:
         kind = shell_failure(line);
         return kind != NULL ? kind : "failed";

@@ -64,6 +64,9 @@ def test_list_mkdir_rename_delete(api):
     put(api, "/tmp/a/b/other", b"other")
     assert api.post(FILES + "/rename", {"from": "/tmp/a/b/other", "to": "/tmp/a/b/new"}).status == 200
     assert api.get(FILES, query={"path": "/tmp/a/b/new"}).body == b"other"
+    answer = api.post(FILES + "/rename", {"from": "/tmp/a/b/new", "to": "/tmp/a/b/c"})
+    assert (answer.code, answer.context["pointer"]) == ("api::invalid_field", "/to"), answer
+    assert api.get(FILES, query={"path": "/tmp/a/b/c", "list": 1}).json == {"items": []}
     for path in ("/tmp/a/b/new", "/tmp/a/b/link", "/tmp/a/b/c"):
         assert api.delete(FILES + "?path=" + path).status == 200
     assert api.get(FILES, query={"path": "/tmp/a/b", "list": 1}).json == {"items": []}

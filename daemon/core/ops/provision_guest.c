@@ -31,7 +31,8 @@ static const char send_more[] = "cat >>\"$T\" || exit 1;";
 static const char send_check[] =
     "if [ \"$(wc -c <\"$T\")\" -ne \"$N\" ]; then echo \"$T was cut short\" >&2; exit 1; fi;";
 static const char send_script[] = "chmod 700 \"$T\"";
-static const char send_rename[] = "chmod \"$M\" \"$T\" && mv -f -- \"$T\" \"$D\"";
+static const char send_rename[] = "if [ -d \"$D\" ]; then echo \"$D is a directory\" >&2; exit 1; fi;"
+                                  "chmod \"$M\" \"$T\" && mv -f -- \"$T\" \"$D\"";
 static const char clean[] = "rm -f -- \"$T\"";
 
 static const char *user_of(const struct provision *p)

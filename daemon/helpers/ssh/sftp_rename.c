@@ -4,6 +4,7 @@
 #include "helpers/ssh/sftp_rename.h"
 
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/buf.h"
 #include "base/frame.h"
@@ -27,6 +28,15 @@ static void last_words(ssh_channel c, char *out, size_t size)
     out[len] = '\0';
 }
 
+static bool is_directory(sftp_session sftp, const char *path)
+{
+    sftp_attributes a = sftp_stat(sftp, path);
+    bool directory = a != NULL && (a->permissions & S_IFMT) == S_IFDIR;
+
+    sftp_attributes_free(a);
+    return directory;
+}
+
 int rename_over(ssh_session ssh, sftp_session sftp, const char *from, const char *to, const char **ret_kind)
 {
     CLEANUP_BUF struct buf command = BUF_INIT(64 << 10); /* two paths of 4096 quotes */
@@ -34,6 +44,10 @@ int rename_over(ssh_session ssh, sftp_session sftp, const char *from, const char
 
     if (sftp_rename(sftp, from, to) == 0)
         return 0;
+    if (is_directory(sftp, to)) { /* mv would move it in there */
+        *ret_kind = "to_directory";
+        return -1;
+    }
     buf_str(&command, "exec env LC_ALL=C mv -f -- ");
     shell_quote(&command, from);
     buf_char(&command, ' ');
