@@ -38,6 +38,8 @@ static void handle(int signal_number, void (*handler)(int), int flags)
     struct sigaction action = {.sa_handler = handler, .sa_flags = flags};
 
     sigemptyset(&action.sa_mask);
+    if (signal_number == SIGTSTP)
+        sigaddset(&action.sa_mask, SIGCONT); /* raw only when the next stop will be seen */
     sigaction(signal_number, &action, NULL);
 }
 
