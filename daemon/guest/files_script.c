@@ -14,7 +14,14 @@
 #include "base/uuid.h"
 #include "guest/info.h"
 
-enum { EXIT_NOT_FILE = 61, EXIT_NOT_DIRECTORY = 62, EXIT_NO_TOOL = 63, EXIT_CHANGED = 64, EXIT_DENIED = 65, EXIT_TO_DIRECTORY = 66 };
+enum {
+    EXIT_NOT_FILE = 61,
+    EXIT_NOT_DIRECTORY = 62,
+    EXIT_NO_TOOL = 63,
+    EXIT_CHANGED = 64,
+    EXIT_DENIED = 65,
+    EXIT_TO_DIRECTORY = 66
+};
 
 static const char head[] =
     "export LC_ALL=C; umask 022; unset CDPATH\n"

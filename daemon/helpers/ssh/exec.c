@@ -12,7 +12,14 @@
 
 #include "helpers/ssh/exec.h"
 
-enum { TICK_MS = 100, BANNER_MIN_MS = 1000, RETRY_MIN_MS = 200, RETRY_MAX_MS = 2000, FLUSH_MS = 10000, REQUEST_MS = 1000 };
+enum {
+    TICK_MS = 100,
+    BANNER_MIN_MS = 1000,
+    RETRY_MIN_MS = 200,
+    RETRY_MAX_MS = 2000,
+    FLUSH_MS = 10000,
+    REQUEST_MS = 1000
+};
 
 static void session_free(struct exec *x, struct session *s)
 {

@@ -21,8 +21,8 @@
 enum {
     CONTROL_FD = 3,
     KEY_FD = 4,
-    EXEC_WORKERS_MAX = 32, /* many only where a connection takes no more than one command */
-    EXEC_CHANNELS_MAX = 8, /* sshd's MaxSessions is 10; one is kept for kills */
+    EXEC_WORKERS_MAX = 32,  /* many only where a connection takes no more than one command */
+    EXEC_CHANNELS_MAX = 8,  /* sshd's MaxSessions is 10; one is kept for kills */
     SESSIONS_MAX = 128 + 8, /* all that a VM may have (max_execs_per_vm), waiting for one connection */
     FILE_WORKERS_MAX = 4,
     FILES_WAITING_MAX = 8,
