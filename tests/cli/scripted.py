@@ -124,7 +124,7 @@ class Peer:
     def seen(self, method, pattern):
         return [r for r in self.requests if r.method == method and re.fullmatch(pattern, r.path)]
 
-    def wait_for(self, method, pattern, count=1, timeout=10):
+    def wait_for(self, method, pattern, count=1, timeout=60):
         until = time.monotonic() + timeout * SLOW
         while len(self.seen(method, pattern)) < count:
             assert time.monotonic() < until, f"{method} {pattern} did not come {count} times: {[r.path for r in self.requests]}"
@@ -231,7 +231,8 @@ class Terminal:
         self.slave = slave
         self.output = b""
         self.lock = threading.Lock()
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def _read(self):
         while True:
@@ -245,7 +246,7 @@ class Terminal:
     def type(self, data):
         os.write(self.master, data)
 
-    def expect(self, what, timeout=10):
+    def expect(self, what, timeout=60):
         until = time.monotonic() + timeout * SLOW
         while what not in self.output:
             assert time.monotonic() < until, f"{what!r} did not come: {self.output!r}"
@@ -259,4 +260,6 @@ class Terminal:
             self.proc.kill()
             self.proc.wait()
         os.close(self.slave)
+        # It has its end now; one that read on would read what comes to the next terminal with this number.
+        self.reader.join(60)
         os.close(self.master)

@@ -46,7 +46,7 @@ def is_raw(term):
     return not termios.tcgetattr(term.slave)[3] & (termios.ICANON | termios.ECHO | termios.ISIG)
 
 
-def until(condition, timeout=10, context=None):
+def until(condition, timeout=60, context=None):
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, f"it did not come about: {context}"
@@ -72,7 +72,7 @@ def attach(peer, terminal):
         os.close(master)
         os.close(slave)
         term = terminal("console", "web", *args)
-        assert opened.wait(10)
+        assert opened.wait(60)
         until(lambda: is_raw(term))
         return term, box[0], before
 
@@ -116,7 +116,10 @@ def test_large_output_in_fragments_with_pings_between(peer):
         ws.receive()
 
     peer.on("GET", CONSOLE, serve)
-    run = peer.vmctl("console", "web", text=False, stdin=subprocess.PIPE)
+    typed, held = os.pipe()  # at its end vmctl would wait no longer than a second
+    run = peer.vmctl("console", "web", text=False, stdin=typed)
+    os.close(typed)
+    os.close(held)
     assert run.returncode == 0, run.stderr
     assert run.stdout == b"first|" + text and pongs == [(10, b"are you there")]
     assert b"bye" in run.stderr
@@ -178,7 +181,7 @@ def test_sigtstp_stops_with_the_terminal_given_back(peer):
     term = Terminal([sys.executable, "-c", SHELL, VMCTL, "console", "web"], peer.env())
     try:
         before = modes(term)
-        term.expect(b"\n")
+        until(lambda: re.search(rb"child \d+\r?\n", term.output))
         until(lambda: is_raw(term))
         child = int(re.search(rb"child (\d+)", term.output)[1])
         for _ in range(2):

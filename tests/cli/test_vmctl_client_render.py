@@ -161,7 +161,7 @@ def test_a_reader_that_goes_away_ends_vmctl_quietly(peer):
     vmctl = peer.popen("list", text=True)
     assert vmctl.stdout.readline().startswith("NAME")
     vmctl.stdout.close()
-    assert vmctl.wait(20) == 0 and vmctl.stderr.read() == ""
+    assert vmctl.wait(60) == 0 and vmctl.stderr.read() == ""
     vmctl.stderr.close()
 
 

@@ -22,7 +22,7 @@ def read(vmctl, size):
 
 def end(vmctl):
     vmctl.send_signal(signal.SIGINT)
-    _, err = vmctl.communicate(timeout=10)
+    _, err = vmctl.communicate(timeout=60)
     assert vmctl.returncode == 130
     return err.decode()
 
@@ -59,7 +59,7 @@ def test_follow_goes_on_where_it_broke(peer):
         send = stream(request)
         send(total[at:at + 30000])
         if at + 30000 >= len(total):
-            time.sleep(5)
+            time.sleep(60)
         raise Hangup
 
     peer.on("GET", "/v1/vms/web/logs/console", (200, LOG[:100], {"X-Next-Offset": "100"}))
@@ -112,7 +112,7 @@ def test_events_as_lines_and_as_json(peer):
         for byte in b": hello\n\n" + first.replace(b"\n", b"\r\n"):
             send(bytes([byte]))
         send(second)
-        time.sleep(5)
+        time.sleep(60)
 
     peer.on("GET", "/v1/events.*", serve)
     vmctl = peer.popen("events", "--vm", "web", "--type", "vm.*", "--since", "0")
@@ -135,7 +135,7 @@ def test_events_go_on_after_the_last_one_seen(peer):
             raise Hangup
         assert last == "8"
         send(event(9)[0])
-        time.sleep(5)
+        time.sleep(60)
 
     peer.on("GET", "/v1/events.*", serve)
     vmctl = peer.popen("events")
@@ -151,16 +151,16 @@ def test_no_follow_ends_with_the_newest_and_begins_with_the_oldest(peer):
         send = stream(request, "text/event-stream")
         for i in range(since + 1, 12):
             send(event(i, name="web" if i % 2 else "db")[0])
-        time.sleep(5)
+        time.sleep(60)
         return None
 
     peer.on("GET", "/v1/vms.limit=1", (200, {"items": [], "next_cursor": None, "as_of_event": 10}))
     peer.on("GET", "/v1/events.*", serve)
-    run = peer.vmctl("events", "--no-follow", timeout=4)
+    run = peer.vmctl("events", "--no-follow", timeout=40)
     assert run.returncode == 0 and [line.split()[0] for line in run.stdout.splitlines()] == [str(i) for i in range(5, 11)]
-    run = peer.vmctl("events", "--no-follow", "--vm", "web", "--type", "vm.*", "--since", "6", timeout=4)
+    run = peer.vmctl("events", "--no-follow", "--vm", "web", "--type", "vm.*", "--since", "6", timeout=40)
     assert [line.split()[0] for line in run.stdout.splitlines()] == ["7", "9"]
-    assert peer.vmctl("events", "--no-follow", "--since", "10", timeout=4).stdout == ""
+    assert peer.vmctl("events", "--no-follow", "--since", "10", timeout=40).stdout == ""
     run = peer.vmctl("events", "--no-follow", "--since", "2")
     assert run.returncode == 1 and "events::cursor_expired" in run.stderr
     assert peer.vmctl("events", "--no-follow", "-f").returncode == 2

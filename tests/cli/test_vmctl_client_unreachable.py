@@ -130,7 +130,7 @@ def test_user_finds_the_daemon_that_the_user_started(place):
         who = {"user": NOBODY, "group": NOBODY, "extra_groups": [], "cwd": "/", "env": env, "stdin": subprocess.DEVNULL}
         with subprocess.Popen([os.path.join(home, "vmmd")], stderr=subprocess.DEVNULL, **who) as daemon:
             try:
-                for _ in range(100):
+                for _ in range(600):
                     got = subprocess.run([os.path.join(home, "vmctl"), "version", "-o", "json"], capture_output=True, text=True, timeout=30,
                                          check=False, **who)
                     if got.returncode == 0 or daemon.poll() is not None:

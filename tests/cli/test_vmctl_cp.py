@@ -1,6 +1,7 @@
 """vmctl cp where no ssh reaches the guest: by the daemon's API."""
 import os
 import signal
+import threading
 import urllib.parse
 
 import pytest
@@ -103,17 +104,20 @@ def test_file_is_whole_or_not_there(peer, tmp_path):
 
 def test_ctrl_c_leaves_nothing(peer, tmp_path):
     tree = Tree(peer, {"a": b"x"})
+    there = threading.Event()
 
     def stall(request):
         if "list" in request.path:
             return tree.get(request)
         request.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf")
+        there.wait()
         run.send_signal(signal.SIGINT)
         run.wait()
 
     peer.on("GET", "/v1/vms/web/files.*", stall)
     run = peer.popen("cp", "web:/a", str(tmp_path))
-    run.communicate(timeout=30)
+    there.set()
+    run.communicate(timeout=60)
     assert run.returncode == 130 and os.listdir(tmp_path) == []
 
 

@@ -122,8 +122,8 @@ def test_bar_on_a_terminal(vmmd, web):
     proc = subprocess.Popen([VMCTL, "image", "pull", web.url("disk.raw"), "--name", "disk"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                             stderr=theirs, env=dict(os.environ, VMMD_SOCKET=vmmd.socket))
     os.close(theirs)
-    text, end = b"", time.monotonic() + 20 * SLOW
-    while b"% of 1.0 MiB" not in text:
+    text, end = b"", time.monotonic() + 60 * SLOW
+    while b"% of 1.0 MiB" not in text or b"fetch [###########" not in text:
         assert time.monotonic() < end, text
         if select.select([ours], [], [], 1)[0]:
             text += os.read(ours, 65536)

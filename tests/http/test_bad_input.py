@@ -419,7 +419,7 @@ def test_client_that_does_not_read_is_no_burden(api):
 
 def test_pipelined_requests_are_all_answered(api):
     received = api.raw(b"GET /v1/health HTTP/1.1\r\nHost: vmmd\r\n\r\n" * 3
-                       + b"GET /v1/health HTTP/1.1\r\nHost: vmmd\r\nConnection: close\r\n\r\n", timeout=5)
+                       + b"GET /v1/health HTTP/1.1\r\nHost: vmmd\r\nConnection: close\r\n\r\n", timeout=60)
     assert received.count(b"HTTP/1.1 200") == 4
 
 

@@ -36,9 +36,9 @@ def test_nothing_is_left_behind_of_vms_that_run_nothing(vmmd, api):
 def test_answer_is_of_now(vmmd, api):
     for _ in range(5):
         path = stray(vmmd)
-        assert [leak["what"] for leak in eventually(lambda: leaks(api), bool, 2)] == [path]
+        assert [leak["what"] for leak in eventually(lambda: leaks(api), bool, 20)] == [path]
         os.rmdir(path)
-        eventually(lambda: leaks(api), lambda items: not items, 2)
+        eventually(lambda: leaks(api), lambda items: not items, 20)
 
 
 def test_leftover_keeps_its_id_and_age_over_a_restart(vmmd, api):

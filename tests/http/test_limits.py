@@ -10,7 +10,7 @@ def test_too_many_streams_are_refused_as_overload(api):
     streams = []
     try:
         for _ in range(2000):
-            stream = EventStream(api, {}, None, 10)
+            stream = EventStream(api, {}, None, 60)
             streams.append(stream)
             if stream.status != 200:
                 break
@@ -25,7 +25,7 @@ def test_too_many_streams_are_refused_as_overload(api):
 
 def test_streams_that_left_make_room_again(api):
     for _ in range(3):
-        streams = [EventStream(api, {}, None, 10) for _ in range(20)]
+        streams = [EventStream(api, {}, None, 60) for _ in range(20)]
         assert all(stream.status == 200 for stream in streams)
         for stream in streams:
             stream.close()

@@ -10,7 +10,7 @@ def condition(vm, kind):
     return next((c for c in vm["conditions"] if c["type"] == kind), None)
 
 
-def wait(api, *conditions, timeout=10):
+def wait(api, *conditions, timeout=60):
     return api.get("/v1/vms/web/wait", query=[("for", c) for c in conditions] + [("timeout", timeout)])
 
 

@@ -141,7 +141,7 @@ class Client:
         finally:
             sock.close()
 
-    def raw_response(self, data, timeout=10):
+    def raw_response(self, data, timeout=60):
         """Sends bytes as they are and returns the first answer as a Response (unchecked); None when there is none."""
         sock = self.connect(timeout)
         try:
@@ -159,7 +159,7 @@ class Client:
         finally:
             sock.close()
 
-    def websocket(self, path, timeout=10, headers=None):
+    def websocket(self, path, timeout=60, headers=None):
         """Opens a WebSocket: a websocket.WebSocket, or a websocket.WebSocketBadStatusException."""
         import websocket  # only where it is used: it is slow to load
         _, send = self._prepare(None, None, headers, None)
@@ -171,7 +171,7 @@ class Client:
         record_route(f"GET {template}", 101)
         return ws
 
-    def events(self, timeout=10, **query):
+    def events(self, timeout=60, **query):
         """Opens /v1/events; see EventStream."""
         headers = query.pop("headers", None)
         return EventStream(self, query, headers, timeout)

@@ -67,7 +67,7 @@ class Daemon:
             argv += ["--config", self.config_path]
         return argv + self.extra_args
 
-    def start(self, timeout=20):
+    def start(self, timeout=60):
         assert self.proc is None or self.proc.poll() is not None, "it runs already"
         assert os.access(VMMD, os.X_OK), f"{VMMD} is missing: make all"
         with open(self.log_path, "ab") as log:
@@ -87,7 +87,7 @@ class Daemon:
                 raise AssertionError(f"vmmd is not ready after {timeout} s:\n{self.log()}")
             time.sleep(0.005)
 
-    def stop(self, timeout=10):
+    def stop(self, timeout=60):
         """SIGTERM: it must end with 0 in time."""
         self.proc.send_signal(signal.SIGTERM)
         try:
@@ -168,7 +168,7 @@ class Daemon:
         self.close()
 
 
-def run_vmmd(*args, timeout=20, env=None):
+def run_vmmd(*args, timeout=60, env=None):
     """Runs vmmd to its end; for flags and refusals."""
     return subprocess.run([VMMD, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                           timeout=timeout * SLOW, check=False, env=dict(os.environ, **(env or {})))
