@@ -72,7 +72,7 @@ def test_start_that_fails_does_not_stop_the_row(vmmd, api):
 
 
 def test_vm_in_the_row_can_be_waited_for(vmmd, api):
-    make_vm(api, "a", autostart=True, labels={"noop.delay_ms.vm.start:spawn": "700"})
+    make_vm(api, "a", autostart=True, labels={"noop.delay_ms.vm.start:spawn": "3000"})
     make_vm(api, "b", start=True, autostart=True)
     do(api, "stop", "b")
     api = fake_boot(vmmd)
@@ -132,13 +132,13 @@ def test_vm_that_ran_when_the_host_went_down_stays_stopped_without_autostart(vmm
 
 
 def test_restart_that_waited_when_the_host_went_down_is_forgotten(daemons):
-    vmmd = daemons(config="restart_delay_ms = 1000\n")
+    vmmd = daemons(config="restart_delay_ms = 4000\n")
     for name, autostart in (("one", False), ("two", True)):
         make_vm(vmmd.client(), name, start=True, restart="always", autostart=autostart)
         ends(vmmd.client(), "killed:9", name)
     api = fake_boot(vmmd, kill=True)
     comes_up(api, "two")
-    time.sleep(1.8)
+    time.sleep(4.8)
     assert state(api, "one") == "failed" and starts(api, "one") == 0
     assert explain(api, "one") == {"policy": "always", "count": 0, "next_at": None, "given_up": False}
     assert starts(api, "two") == 1

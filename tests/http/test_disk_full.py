@@ -251,7 +251,7 @@ def test_unplanned_end_is_seen_and_written_when_there_is_room(small):
     daemon, disk = small
     api = daemon.client()
     make_vm(api, "pad")
-    make_vm(api, "web", start=True, labels={"noop.exit": "killed:9", "noop.exit_after_ms": "1500"})
+    make_vm(api, "web", start=True, labels={"noop.exit": "killed:9", "noop.exit_after_ms": "6000"})
     exhausted(api, disk)
     vm = eventually(lambda: get_vm(api, "web"), lambda found: found["state"] == "failed")
     assert vm["failure"]["reason"] == "killed"
@@ -264,7 +264,7 @@ def test_unplanned_end_is_seen_and_written_when_there_is_room(small):
 def test_restart_by_policy_waits_for_room(small):
     daemon, disk = small
     api = daemon.client()
-    make_vm(api, "web", start=True, restart="always", labels={"noop.exit": "killed:9", "noop.exit_after_ms": "1500"})
+    make_vm(api, "web", start=True, restart="always", labels={"noop.exit": "killed:9", "noop.exit_after_ms": "6000"})
     disk.leave(200)
     eventually(lambda: get_vm(api, "web")["state"], lambda state: state == "failed")
     set_labels(api, "web", {"noop.exit": None})

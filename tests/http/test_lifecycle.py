@@ -174,7 +174,7 @@ def test_waiting_client_of_a_cancelled_operation_gets_its_problem(api):
     thread.start()
     eventually(lambda: get_vm(api)["operation"], lambda op: op is not None)
     destroy(api)
-    thread.join(20)
+    thread.join(60)
     assert answers and answers[0].code == "operation::cancelled"
 
 
@@ -196,13 +196,13 @@ def test_hung_vm_does_not_slow_reads_of_others(api):
     for _ in range(50):
         assert api.get("/v1/vms").status == 200
     do(api, "start", "other")
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 30
 
 
 @pytest.mark.parametrize("verb, state", [("kill", "stopped"), ("destroy", None)])
 def test_the_same_asked_for_many_times_at_once_succeeds_for_all(api, verb, state):
     """They ask for one state: the first brings it about, the others wait for it and have no effect."""
-    vm = make_vm(api, labels={"noop.delay_ms.kill": "300"}, start=True)
+    vm = make_vm(api, labels={"noop.delay_ms.kill": "4000"}, start=True)
     path = f"/v1/vms/{vm['id']}"
     with ThreadPoolExecutor(6) as pool:
         ask = (lambda _: api.delete(path, prefer_wait=30)) if verb == "destroy" else (lambda _: api.post(path + "/kill", prefer_wait=30))

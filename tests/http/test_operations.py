@@ -55,7 +55,7 @@ def test_prefer_wait_answers_202_when_the_time_is_over(api):
     begun = time.monotonic()
     answer = api.post("/v1/vms/web/start", prefer_wait=1)
     assert answer.status == 202 and answer.json["state"] == "running"
-    assert 0.9 <= time.monotonic() - begun < 10
+    assert 0.9 <= time.monotonic() - begun < 30
 
 
 def test_prefer_wait_answers_the_problem_of_a_failed_operation(api):
@@ -76,7 +76,7 @@ def test_failed_operation_is_read_with_200(api):
 def test_get_operation_honours_prefer_wait(api):
     make_vm(api, labels={"noop.delay_ms.greet": "500"})
     operation = begin(api, "start")
-    answer = api.get(f"/v1/operations/{operation['id']}", prefer_wait=20)
+    answer = api.get(f"/v1/operations/{operation['id']}", prefer_wait=60)
     assert answer.status == 200 and answer.json["state"] == "succeeded"
 
 
@@ -90,7 +90,7 @@ def test_get_operation_with_prefer_wait_answers_202_while_it_runs(api):
 def test_get_operation_with_prefer_wait_answers_the_failed_operations_problem(api):
     make_vm(api, labels={"noop.fail": "greet", "noop.delay_ms.greet": "300"})
     operation = begin(api, "start")
-    answer = api.get(f"/v1/operations/{operation['id']}", prefer_wait=20)
+    answer = api.get(f"/v1/operations/{operation['id']}", prefer_wait=60)
     assert answer.status >= 400
     assert get_operation(api, operation["id"])["error"]["code"] == answer.json["code"]
 
@@ -113,9 +113,9 @@ def test_step_under_way_is_named(api):
 
 
 def test_step_times_are_measured(api):
-    make_vm(api, labels={"noop.delay_ms.greet": "300"})
+    make_vm(api, labels={"noop.delay_ms.greet": "2000"})
     steps = {step["name"]: step["ms"] for step in do(api, "start").json["steps"]}
-    assert 290 <= steps["greet"] < 5000 and steps["verify"] < 290
+    assert 1990 <= steps["greet"] < 60000 and steps["verify"] < 1990
 
 
 def test_cancel_ends_the_operation_and_undoes_it(api):

@@ -105,14 +105,14 @@ def test_count_outlives_the_daemon(daemons, how):
 @pytest.mark.parametrize("verb", ["stop", "kill"])
 @pytest.mark.parametrize("end", ["guest-off", "killed:9"])
 def test_stop_while_a_restart_waits_wins_after_kill_9(daemons, verb, end):
-    vmmd = daemons(config="restart_delay_ms = 1000\n")
+    vmmd = daemons(config="restart_delay_ms = 4000\n")
     make_vm(vmmd.client(), start=True, restart="always")
     ends(vmmd.client(), end)
     state = get_vm(vmmd.client())["state"]
     do(vmmd.client(), verb)
     vmmd.kill9()
     vmmd.start()
-    time.sleep(1.8)
+    time.sleep(4.8)
     api = vmmd.client()
     assert get_vm(api)["state"] == state and explain(api)["next_at"] is None and starts(api) == 0
 
@@ -143,25 +143,25 @@ def test_stop_wins_where_the_daemon_died_in_the_middle_of_it(daemons):
 
 
 def test_destroy_while_a_restart_waits_leaves_nothing_after_kill_9(daemons):
-    vmmd = daemons(config="restart_delay_ms = 1000\n")
+    vmmd = daemons(config="restart_delay_ms = 4000\n")
     make_vm(vmmd.client(), start=True, restart="always")
     ends(vmmd.client(), "killed:9")
     destroy(vmmd.client())
     vmmd.kill9()
     vmmd.start()
-    time.sleep(1.3)
+    time.sleep(4.3)
     assert vmmd.client().get("/v1/vms").json["items"] == [] and starts(vmmd.client()) == 0
 
 
 def test_policy_changed_to_never_while_a_restart_waits_outlives_kill_9(daemons):
-    vmmd = daemons(config="restart_delay_ms = 1000\n")
+    vmmd = daemons(config="restart_delay_ms = 4000\n")
     make_vm(vmmd.client(), start=True, restart="always")
     ends(vmmd.client(), "killed:9")
     since = settled(vmmd.client())
     vmmd.client().patch("/v1/vms/web", {"spec": {"restart": "never"}})
     vmmd.kill9()
     vmmd.start()
-    time.sleep(1.8)
+    time.sleep(4.8)
     api = vmmd.client()
     assert get_vm(api)["state"] == "failed" and starts(api) == 0
     assert told(api, since, "vm.restart_cancelled") == [{"by": "policy"}]

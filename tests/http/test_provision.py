@@ -54,7 +54,7 @@ def test_a_vm_without_a_guest_is_refused(api):
 
 
 def test_it_must_run(web):
-    web.post("/v1/vms/web/stop", prefer_wait=10)
+    web.post("/v1/vms/web/stop", prefer_wait=60)
     answer = provision(web, [TRUE], 409)
     assert answer.code == "vm::invalid_state" and answer.context["expected"] == ["running"]
 
@@ -85,11 +85,11 @@ def test_the_same_key_is_the_same_operation(web):
 
 @pytest.mark.parametrize("how, context", [("3", {"exit_code": 3}), ("SIGTERM", {"exit_code": None, "signal": "SIGTERM"})])
 def test_a_step_that_fails_is_told(web, vmmd, how, context):
-    label(web, exec_ms="1000")
+    label(web, exec_ms="4000")
     operation = web.post("/v1/vms/web/provision", {"steps": [TRUE]}).json["id"]
     eventually(lambda: web.get(f"/v1/operations/{operation}").json["step"], lambda step: step == "run")
     label(web, exec=how)  # for the commands behind the first
-    answer = web.get(f"/v1/operations/{operation}", prefer_wait=20)
+    answer = web.get(f"/v1/operations/{operation}", prefer_wait=60)
     assert (answer.status, answer.code) == (424, "provision::failed")
     assert answer.context == {"vm": "web", "step": 1, "tail": "true\n", **context}
 
@@ -103,18 +103,18 @@ def test_what_hangs_is_ended(web, by):
     if by == "cancel":
         assert web.delete(f"/v1/operations/{operation}").status == 200
     elif by == "kill":
-        assert web.post("/v1/vms/web/kill", prefer_wait=10).status == 200
+        assert web.post("/v1/vms/web/kill", prefer_wait=60).status == 200
     else:
-        assert web.delete("/v1/vms/web", prefer_wait=10).status == 200
-    assert web.get(f"/v1/operations/{operation}", prefer_wait=10).code == "operation::cancelled"
+        assert web.delete("/v1/vms/web", prefer_wait=60).status == 200
+    assert web.get(f"/v1/operations/{operation}", prefer_wait=60).code == "operation::cancelled"
 
 
 def test_a_guest_that_never_answers_is_waited_for_until_it_ends(api):
     make_vm(api, start=True, labels={"noop.exec": "0", "noop.agent": "false"})
     operation = api.post("/v1/vms/web/provision", {"steps": [TRUE]}).json["id"]
     eventually(lambda: api.get(f"/v1/operations/{operation}").json["step"], lambda step: step == "ready")
-    assert api.post("/v1/vms/web/kill", prefer_wait=10).status == 200
-    assert api.get(f"/v1/operations/{operation}", prefer_wait=10).code == "operation::cancelled"
+    assert api.post("/v1/vms/web/kill", prefer_wait=60).status == 200
+    assert api.get(f"/v1/operations/{operation}", prefer_wait=60).code == "operation::cancelled"
 
 
 def test_a_killed_daemon_interrupts_it_and_the_vm_runs_on(web, vmmd):
@@ -123,7 +123,7 @@ def test_a_killed_daemon_interrupts_it_and_the_vm_runs_on(web, vmmd):
     eventually(lambda: web.get(f"/v1/operations/{operation}").json["step"], lambda step: step == "run")
     vmmd.kill9()
     vmmd.start()
-    assert web.get(f"/v1/operations/{operation}", prefer_wait=10).code == "operation::interrupted"
+    assert web.get(f"/v1/operations/{operation}", prefer_wait=60).code == "operation::interrupted"
     assert get_vm(web, "web")["state"] == "running"
     label(web, exec="0")
     provision(web, [TRUE])

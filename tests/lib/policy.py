@@ -1,13 +1,15 @@
 """What the tests of restart and autostart share."""
-from lib.vms import do, eventually, get_vm, settled
+from lib.vms import do, settled
 
 
 def ends(api, how, name="web"):
-    """Lets the running noop VM's process end, once."""
-    api.patch(f"/v1/vms/{name}", {"labels": {"noop.exit": how, "noop.exit_after_ms": "1"}})
-    do(api, "suspend", name)  # the label is seen at the next step
-    eventually(lambda: get_vm(api, name)["state"], lambda state: state in ("failed", "stopped"))
-    api.patch(f"/v1/vms/{name}", {"labels": {"noop.exit": None}})
+    """Lets the running noop VM's process end, once: a restart by policy, which may have begun when this returns, does not."""
+    since = settled(api)
+    api.patch(f"/v1/vms/{name}", {"labels": {"noop.exit": how, "noop.exit_after_ms": "1", "noop.exit_step": "vm.suspend:suspend"}})
+    do(api, "suspend", name)
+    with api.events(since=since, type="vm.state_changed") as stream:
+        stream.until(lambda e: e.data["vm_name"] == name and e.data["data"]["to"] in ("failed", "stopped"))
+    api.patch(f"/v1/vms/{name}", {"labels": {"noop.exit": None, "noop.exit_step": None}})
 
 
 def told(api, since, *types):
