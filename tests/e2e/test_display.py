@@ -9,6 +9,7 @@ from e2e.guest import PATIENCE, deaf, do, make
 from lib.vms import get_vm
 
 RFB = b"RFB 003.008\n"
+SMALLEST = 640 * 400 * 4
 
 
 class Vnc:
@@ -39,17 +40,22 @@ class Vnc:
         return int.from_bytes(head[:2], "big"), int.from_bytes(head[2:4], "big"), self.take(int.from_bytes(head[20:], "big"))
 
     def picture(self, width, height):
-        """One whole picture, raw: every byte of it must come through."""
+        """A picture, raw, of which every byte must come through; the bytes of the largest of some. The firmware changes the
+        display's size meanwhile, and what is beyond the smaller of the two is not sent."""
         self.ws.send_binary(b"\x02\0\0\x01" + bytes(4))
-        self.ws.send_binary(b"\x03\0\0\0\0\0" + width.to_bytes(2, "big") + height.to_bytes(2, "big"))
-        size = 0
-        while size < width * height * 4:
+        largest = 0
+        for _ in range(20):
+            self.ws.send_binary(b"\x03\0\0\0\0\0" + width.to_bytes(2, "big") + height.to_bytes(2, "big"))
             head = self.take(4)
             assert head[0] == 0
+            size = 0
             for _ in range(int.from_bytes(head[2:], "big")):
                 rect = self.take(12)
                 size += len(self.take(int.from_bytes(rect[4:6], "big") * int.from_bytes(rect[6:8], "big") * 4))
-        return size
+            largest = max(largest, size)
+            if largest >= SMALLEST:
+                break
+        return largest
 
     def close(self):
         self.ws.close(timeout=2)
@@ -82,14 +88,14 @@ def test_display_is_reached_by_websocket(api, vga):
     with Vnc(api) as vnc:
         width, height, name = vnc.shake_hands()
         assert width >= 640 and height >= 400 and b"web" in name
-        assert vnc.picture(width, height) >= width * height * 4
+        assert vnc.picture(width, height) >= SMALLEST
 
 
 def test_several_see_the_same_display(api, vga):
     with Vnc(api) as one, Vnc(api) as two:
         assert one.shake_hands() == two.shake_hands()
         one.ws.shutdown()  # goes without a word
-        assert two.picture(640, 400)
+        assert two.picture(640, 400) >= SMALLEST
     with Vnc(api) as three:
         three.shake_hands()
 
