@@ -9,7 +9,7 @@ from urllib.parse import quote, urlencode
 
 from lib.conform import contract, record_route
 
-TIMEOUT = 30
+TIMEOUT = 90  # longer than what a test lets the daemon wait
 
 
 class _Connection(http.client.HTTPConnection):
@@ -119,7 +119,7 @@ class Client:
     def delete(self, path, **kw):
         return self.request("DELETE", path, **kw)
 
-    def raw(self, data, timeout=10, half_close=False):
+    def raw(self, data, timeout=60, half_close=False):
         """Sends bytes as they are and returns all that comes until the server closes or `timeout` passes in silence."""
         sock = self.connect(timeout)
         try:

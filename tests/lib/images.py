@@ -54,7 +54,7 @@ def files(vmmd):
     return sorted(os.listdir(path)) if os.path.isdir(path) else []
 
 
-def until(condition, seconds=20):
+def until(condition, seconds=60):
     end = time.monotonic() + seconds * SLOW
     while not condition():
         assert time.monotonic() < end, "it did not come to be in time"

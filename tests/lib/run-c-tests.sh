@@ -7,7 +7,7 @@
 set -u
 export LC_ALL=C
 
-jobs=2 seconds=120 wrapper=
+jobs=2 seconds=300 wrapper=
 while getopts j:t:w: option; do
     case $option in
     j) jobs=$OPTARG ;;

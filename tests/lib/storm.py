@@ -59,7 +59,7 @@ class Storm:
 
     # --- requests ---
 
-    def ask(self, method, path, body=None, headers=None, timeout=40):
+    def ask(self, method, path, body=None, headers=None, timeout=90):
         """(status, document or None); OSError and HTTPException when the daemon went away."""
         connection = Local(self.daemon.socket, timeout * SLOW)
         try:
@@ -93,7 +93,7 @@ class Storm:
 
     def stream(self, since, upto=None):
         """Ids of events after `since`, until cut, or until `upto` has come."""
-        connection = Local(self.daemon.socket, 20 * SLOW)
+        connection = Local(self.daemon.socket, 60 * SLOW)
         try:
             connection.request("GET", "/v1/events", None, {"Last-Event-ID": str(since)})
             answer = connection.getresponse()
@@ -147,7 +147,7 @@ class Storm:
     # --- ends and restarts ---
 
     def start(self):
-        self.daemon.start(timeout=30)
+        self.daemon.start(timeout=60)
         self.up.set()
 
     def end(self, how, rng):
@@ -166,7 +166,7 @@ class Storm:
 
     def ended_well(self):
         try:
-            status = self.daemon.proc.wait(20 * SLOW)
+            status = self.daemon.proc.wait(60 * SLOW)
         except subprocess.TimeoutExpired:
             self.daemon.proc.send_signal(signal.SIGABRT)
             self.daemon.proc.wait()

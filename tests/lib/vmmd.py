@@ -1,5 +1,7 @@
 """A vmmd of its own for a test: private socket, data and runtime directories, and a log that is read at the end."""
+import contextlib
 import os
+import random
 import re
 import shutil
 import signal
@@ -20,10 +22,12 @@ REPORTS = re.compile(r"ERROR: AddressSanitizer|ERROR: LeakSanitizer|runtime erro
 
 
 def free_port():
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    """A TCP port of 127.0.0.1 that nobody listens on now. Not of those that the kernel gives to whoever connects: the crowds
+    of the tests beside would take it before the daemon does."""
+    while True:
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", random.randrange(10000, 20000)))
+            return sock.getsockname()[1]
 
 
 class Daemon:

@@ -22,11 +22,11 @@ def create_body(name, backend="noop", labels=None, start=False, **spec):
 
 def make_vm(api, name="web", backend="noop", labels=None, start=False, **spec):
     """Creates a VM, waits until it is there, and returns it."""
-    answer = api.post("/v1/vms", create_body(name, backend, labels, start, **spec), prefer_wait=30)
+    answer = api.post("/v1/vms", create_body(name, backend, labels, start, **spec), prefer_wait=60)
     assert answer.status == 200, answer
     if start and backend == "noop" and "noop.agent" not in (labels or {}):
         # Its agent's answer is a change of its own: what a test sees after it stands still, unless labels say otherwise.
-        api.get(f"/v1/vms/{name}/wait", query={"for": "ready", "timeout": 5})
+        api.get(f"/v1/vms/{name}/wait", query={"for": "ready", "timeout": 60})
         return get_vm(api, name)
     return answer.json["result"]
 
@@ -39,7 +39,7 @@ def get_vm(api, name="web"):
 
 def do(api, verb, name="web", body=None, expect=200, **kw):
     """A verb, waited for. Returns the response."""
-    answer = api.post(f"/v1/vms/{name}/{verb}", body, prefer_wait=30, **kw)
+    answer = api.post(f"/v1/vms/{name}/{verb}", body, prefer_wait=60, **kw)
     assert answer.status == expect, answer
     return answer
 
@@ -52,7 +52,7 @@ def begin(api, verb, name="web", **kw):
 
 
 def destroy(api, name="web", **kw):
-    answer = api.delete(f"/v1/vms/{name}", prefer_wait=30, **kw)
+    answer = api.delete(f"/v1/vms/{name}", prefer_wait=60, **kw)
     assert answer.status == 200, answer
     return answer
 
@@ -61,14 +61,14 @@ def in_state(api, state, name="web", labels=None):
     """A noop VM in this state."""
     if state == "failed":
         make_vm(api, name, labels={"noop.fail": "spawn"})
-        assert api.post(f"/v1/vms/{name}/start", prefer_wait=30).status >= 400
+        assert api.post(f"/v1/vms/{name}/start", prefer_wait=60).status >= 400
         set_labels(api, name, {"noop.fail": None, **(labels or {})})
     else:
         make_vm(api, name, labels=labels)
         if state != "prepared":
             do(api, "start", name)
             # Its agent's answer is a change of its own: what comes after it stands still.
-            assert api.get(f"/v1/vms/{name}/wait", query={"for": "ready", "timeout": 30}).status == 200
+            assert api.get(f"/v1/vms/{name}/wait", query={"for": "ready", "timeout": 60}).status == 200
         if state == "suspended":
             do(api, "suspend", name)
         if state == "stopped":
@@ -90,16 +90,17 @@ def get_operation(api, op_id):
     return answer.json
 
 
-def ended(api, op_id, timeout=30):
+def ended(api, op_id, timeout=60):
     """The operation once it has ended, by asking again and again."""
     return eventually(lambda: get_operation(api, op_id), lambda op: op["state"] not in ("pending", "running"), timeout)
 
 
 def settled(api):
-    """as_of_event once no more events come: the last steps of an operation are told a moment after its end."""
+    """as_of_event once no more events come, for a while: to begin behind it, or to look back. Who waits for a certain event
+    asks the stream for it."""
     newest = api.get("/v1/vms").json["as_of_event"]
     while True:
-        time.sleep(0.2)
+        time.sleep(0.5)
         now = api.get("/v1/vms").json["as_of_event"]
         if now == newest:
             return now

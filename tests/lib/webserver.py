@@ -98,7 +98,7 @@ class Server:
             handler.end_headers()
             handler.wfile.write(data[:sent])
             handler.wfile.flush()
-            self.release.wait(30)
+            self.release.wait(600)
             return handler.wfile.write(data[sent:])
         return rule
 
