@@ -1,8 +1,10 @@
 """autostart: which VMs start with the host, in which order, and what becomes of the others. A boot is faked by another
 boot id in the data directory; a noop VM that ran is then found gone by its label noop.adopt."""
 import os
+import threading
 import time
 
+from lib.metrics import limit_used
 from lib.policy import ends, explain, starts, told
 from lib.vms import do, eventually, get_vm, make_vm, settled
 
@@ -72,12 +74,19 @@ def test_start_that_fails_does_not_stop_the_row(vmmd, api):
 
 
 def test_vm_in_the_row_can_be_waited_for(vmmd, api):
-    make_vm(api, "a", autostart=True, labels={"noop.delay_ms.vm.start:spawn": "3000"})
+    make_vm(api, "a", autostart=True, labels={"noop.delay_ms.vm.start:prepare": "600000"})
     make_vm(api, "b", start=True, autostart=True)
     do(api, "stop", "b")
     api = fake_boot(vmmd)
+    starts_a = eventually(lambda: get_vm(api, "a")["operation"], bool)
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(api.get("/v1/vms/b/wait", query={"for": "state:running", "timeout": 60})))
+    thread.start()
+    eventually(lambda: limit_used(api, "waits"), lambda n: n == 1)
     assert state(api, "b") == "stopped"
-    assert api.get("/v1/vms/b/wait", query={"for": "state:running", "timeout": 20}).status == 200
+    assert api.delete(f"/v1/operations/{starts_a}").status in (200, 202)
+    thread.join()
+    assert answers[0].status == 200, answers
 
 
 def test_kill_9_in_the_middle_of_the_row_loses_nobody(vmmd, api):
@@ -126,26 +135,27 @@ def test_vm_that_ran_when_the_host_went_down_stays_stopped_without_autostart(vmm
     time.sleep(1.5)
     one = get_vm(api, "one")
     assert one["state"] == "stopped" and one["failure"] is None
-    changed = told(api, since, "vm.state_changed")
+    changed = told(api, since, "vm.state_changed", 3)
     assert {"from": "running", "to": "stopped", "cause": "the host was restarted"} in changed
     assert explain(api, "one")["next_at"] is None and starts(api, "one") == 0
 
 
 def test_restart_that_waited_when_the_host_went_down_is_forgotten(daemons):
-    vmmd = daemons(config="restart_delay_ms = 4000\n")
+    vmmd = daemons(config="restart_delay_ms = 6000\n")
     for name, autostart in (("one", False), ("two", True)):
         make_vm(vmmd.client(), name, start=True, restart="always", autostart=autostart)
+    for name in ("one", "two"):
         ends(vmmd.client(), "killed:9", name)
     api = fake_boot(vmmd, kill=True)
     comes_up(api, "two")
-    time.sleep(4.8)
+    time.sleep(6.8)
     assert state(api, "one") == "failed" and starts(api, "one") == 0
     assert explain(api, "one") == {"policy": "always", "count": 0, "next_at": None, "given_up": False}
     assert starts(api, "two") == 1
 
 
 def test_start_by_the_row_that_fails_follows_the_restart_policy(daemons):
-    vmmd = daemons(config="restart_delay_ms = 20\n")
+    vmmd = daemons(config="restart_delay_ms = 20\nrestart_max = 1000\n")
     make_vm(vmmd.client(), autostart=True, restart="on-failure", labels={"noop.fail": "vm.start:spawn"})
     api = fake_boot(vmmd)
     eventually(lambda: get_vm(api)["failure"], lambda failure: failure is not None)

@@ -16,13 +16,13 @@ def full(daemons):
 
 def make(api, start=False, **spec):
     return api.post("/v1/vms", {"name": "web", "backend": "qemu", "start": start,
-                                "spec": {"boot": {"kernel": "/bin/true"}, "memory_mb": 64, **spec}}, prefer_wait=30)
+                                "spec": {"boot": {"kernel": "/bin/true"}, "memory_mb": 64, **spec}}, prefer_wait=60)
 
 
 def test_start_without_memory_is_refused_before_it_begins(full):
     api = full.client()
     assert make(api).status == 200
-    answer = api.post("/v1/vms/web/start", prefer_wait=30)
+    answer = api.post("/v1/vms/web/start", prefer_wait=60)
     assert (answer.status, answer.code) == (507, "host::insufficient_memory")
     assert answer.json["retryable"] is True
     context = answer.context
