@@ -1,11 +1,10 @@
 """Every verb from every state, by noop; what holds a VM, and what breaks in."""
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lib.vms import (STATES, VERBS, begin, create_body, destroy, do, ended, eventually, get_vm, in_state, make_vm,
+from lib.vms import (STATES, VERBS, begin, create_body, destroy, do, ended, eventually, get_operation, get_vm, in_state, make_vm,
                      set_labels)
 
 NO_EFFECT = {("stop", "stopped"), ("kill", "stopped")}
@@ -27,7 +26,7 @@ def test_legal_verb_leads_to_its_state(api, verb, state):
 @pytest.mark.parametrize("verb, state", ILLEGAL)
 def test_illegal_verb_is_refused_and_changes_nothing(api, verb, state):
     vm = in_state(api, state)
-    answer = api.post(f"/v1/vms/web/{verb}", prefer_wait=30)
+    answer = api.post(f"/v1/vms/web/{verb}", prefer_wait=60)
     assert (answer.status, answer.code) == (409, "vm::invalid_state")
     assert answer.context["vm"] == "web"
     assert answer.context["current"] == state
@@ -107,7 +106,7 @@ def test_stop_of_a_stopped_vm_needed_no_method(api):
 
 def test_failed_start_says_why_and_leaves_a_vm_that_can_be_started(api):
     make_vm(api, labels={"noop.fail": "spawn"})
-    answer = api.post("/v1/vms/web/start", prefer_wait=30)
+    answer = api.post("/v1/vms/web/start", prefer_wait=60)
     assert answer.status >= 400
     vm = get_vm(api)
     assert vm["state"] == "failed" and vm["operation"] is None
@@ -138,7 +137,7 @@ SLOW_START = {"noop.delay_ms.spawn": "20000"}
 def test_busy_vm_refuses_other_verbs_and_names_the_operation(api, verb):
     make_vm(api, labels=SLOW_START)
     operation = begin(api, "start")
-    answer = api.post(f"/v1/vms/web/{verb}", prefer_wait=5)
+    answer = api.post(f"/v1/vms/web/{verb}", prefer_wait=60)
     assert (answer.status, answer.code) == (409, "vm::busy")
     assert operation["id"] in answer.context.values()
 
@@ -170,33 +169,32 @@ def test_kill_and_destroy_cancel_the_operation_that_holds_the_vm(api, verb):
 def test_waiting_client_of_a_cancelled_operation_gets_its_problem(api):
     make_vm(api, labels=SLOW_START)
     answers = []
-    thread = threading.Thread(target=lambda: answers.append(api.post("/v1/vms/web/start", prefer_wait=20)))
+    thread = threading.Thread(target=lambda: answers.append(api.post("/v1/vms/web/start", prefer_wait=60)))
     thread.start()
     eventually(lambda: get_vm(api)["operation"], lambda op: op is not None)
     destroy(api)
-    thread.join(60)
+    thread.join()
     assert answers and answers[0].code == "operation::cancelled"
 
 
 def test_destroy_while_creating_leaves_nothing(api):
-    probe = api.post("/v1/vms", create_body("probe"), prefer_wait=30).json
+    probe = api.post("/v1/vms", create_body("probe"), prefer_wait=60).json
     labels = {f"noop.delay_ms.{step['name']}": "5000" for step in probe["steps"]}
     answer = api.post("/v1/vms", create_body("web", labels=labels))
     assert answer.status == 202
-    answer = api.delete("/v1/vms/web", prefer_wait=30)
+    answer = api.delete("/v1/vms/web", prefer_wait=60)
     assert answer.status == 200, answer
     assert api.get("/v1/vms/web").code == "vm::not_found"
 
 
 def test_hung_vm_does_not_slow_reads_of_others(api):
-    make_vm(api, "slow", labels=SLOW_START)
+    make_vm(api, "slow", labels={"noop.delay_ms.prepare": "600000"})
     make_vm(api, "other")
-    begin(api, "start", "slow")
-    begun = time.monotonic()
+    operation = begin(api, "start", "slow")["id"]
     for _ in range(50):
         assert api.get("/v1/vms").status == 200
     do(api, "start", "other")
-    assert time.monotonic() - begun < 30
+    assert get_operation(api, operation)["state"] == "running", "they waited for it"
 
 
 @pytest.mark.parametrize("verb, state", [("kill", "stopped"), ("destroy", None)])
@@ -205,7 +203,7 @@ def test_the_same_asked_for_many_times_at_once_succeeds_for_all(api, verb, state
     vm = make_vm(api, labels={"noop.delay_ms.kill": "4000"}, start=True)
     path = f"/v1/vms/{vm['id']}"
     with ThreadPoolExecutor(6) as pool:
-        ask = (lambda _: api.delete(path, prefer_wait=30)) if verb == "destroy" else (lambda _: api.post(path + "/kill", prefer_wait=30))
+        ask = (lambda _: api.delete(path, prefer_wait=60)) if verb == "destroy" else (lambda _: api.post(path + "/kill", prefer_wait=60))
         answers = list(pool.map(ask, range(6)))
     assert [a.status for a in answers] == [200] * 6, answers
     assert sum(a.json["method"] != "none" if verb == "kill" else a.json["steps"] != [] for a in answers) == 1
@@ -218,5 +216,5 @@ def test_an_id_is_not_taken_over_by_a_name(api):
     assert get_vm(api, first["id"])["name"] == "one"
     destroy(api, "one")
     assert api.get(f"/v1/vms/{first['id']}").code == "lifecycle::destroyed"
-    assert api.delete(f"/v1/vms/{first['id']}", prefer_wait=30).json["method"] == "none"
+    assert api.delete(f"/v1/vms/{first['id']}", prefer_wait=60).json["method"] == "none"
     assert get_vm(api, second["id"])["state"] == "prepared"

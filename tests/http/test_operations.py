@@ -55,12 +55,12 @@ def test_prefer_wait_answers_202_when_the_time_is_over(api):
     begun = time.monotonic()
     answer = api.post("/v1/vms/web/start", prefer_wait=1)
     assert answer.status == 202 and answer.json["state"] == "running"
-    assert 0.9 <= time.monotonic() - begun < 30
+    assert time.monotonic() - begun >= 0.9
 
 
 def test_prefer_wait_answers_the_problem_of_a_failed_operation(api):
     make_vm(api, labels={"noop.fail": "greet"})
-    answer = api.post("/v1/vms/web/start", prefer_wait=30)
+    answer = api.post("/v1/vms/web/start", prefer_wait=60)
     assert answer.status >= 400 and answer.headers["Content-Type"].startswith("application/problem+json")
     operation = next(op for op in api.get("/v1/operations").json["items"] if op["kind"] == "vm.start")
     assert operation["error"]["code"] == answer.json["code"]
@@ -113,9 +113,9 @@ def test_step_under_way_is_named(api):
 
 
 def test_step_times_are_measured(api):
-    make_vm(api, labels={"noop.delay_ms.greet": "2000"})
+    make_vm(api, labels={"noop.delay_ms.greet": "3000"})
     steps = {step["name"]: step["ms"] for step in do(api, "start").json["steps"]}
-    assert 1990 <= steps["greet"] < 60000 and steps["verify"] < 1990
+    assert 2990 <= steps["greet"] < 60000 and steps["verify"] < 2990
 
 
 def test_cancel_ends_the_operation_and_undoes_it(api):
@@ -165,7 +165,7 @@ def test_unknown_operation_is_not_found(shared_api, op_id):
 
 def test_step_that_does_not_end_in_time_exceeds_its_deadline(api):
     make_vm(api, labels={"noop.delay_ms.verify": "60000"})
-    answer = api.post("/v1/vms/web/start", prefer_wait=40)
+    answer = api.post("/v1/vms/web/start", prefer_wait=60)
     assert (answer.status, answer.code) == (504, "operation::deadline_exceeded")
     assert "verify" in str(answer.context) + answer.json["detail"]
     assert get_vm(api)["operation"] is None
@@ -181,9 +181,10 @@ def test_list_is_newest_first(api):
 
 def test_list_by_state(api):
     make_vm(api, labels={"noop.fail": "greet"})
-    api.post("/v1/vms/web/start", prefer_wait=30)
+    api.post("/v1/vms/web/start", prefer_wait=60)
     make_vm(api, "slow", labels=SLOW_START)
     running = begin(api, "start", "slow")["id"]
+    eventually(lambda: get_operation(api, running)["state"], lambda state: state == "running")
 
     def ids(state):
         page = api.get("/v1/operations", query={"state": state}).json
@@ -215,7 +216,7 @@ def test_bad_query_is_refused(shared_api, query):
 def test_operation_outlives_its_vm(api):
     make_vm(api)
     operation = do(api, "start").json
-    api.delete("/v1/vms/web", prefer_wait=30)
+    api.delete("/v1/vms/web", prefer_wait=60)
     assert get_operation(api, operation["id"])["state"] == "succeeded"
 
 
@@ -223,7 +224,7 @@ def test_operation_has_the_request_that_asked_for_it_in_its_events(api):
     make_vm(api)
     since = settled(api)
     with api.events(since=since) as stream:
-        answer = api.post("/v1/vms/web/start", headers={"X-Request-Id": "req-4711"}, prefer_wait=30)
+        answer = api.post("/v1/vms/web/start", headers={"X-Request-Id": "req-4711"}, prefer_wait=60)
         events = stream.until(lambda e: e.type == "vm.state_changed" and e.data["data"]["to"] == "running")
     assert all(e.data["request_id"] == "req-4711" for e in events)
     assert all(e.data["operation_id"] == answer.json["id"] for e in events)

@@ -11,7 +11,7 @@ def web(api):
 
 
 def provision(api, steps=None, status=200, **more):
-    answer = api.post("/v1/vms/web/provision", {"steps": steps} if steps is not None else None, prefer_wait=30, **more)
+    answer = api.post("/v1/vms/web/provision", {"steps": steps} if steps is not None else None, prefer_wait=60, **more)
     assert answer.status == status, answer
     return answer
 
@@ -85,10 +85,10 @@ def test_the_same_key_is_the_same_operation(web):
 
 @pytest.mark.parametrize("how, context", [("3", {"exit_code": 3}), ("SIGTERM", {"exit_code": None, "signal": "SIGTERM"})])
 def test_a_step_that_fails_is_told(web, vmmd, how, context):
-    label(web, exec_ms="4000")
+    label(web, exec_ms="5000")
     operation = web.post("/v1/vms/web/provision", {"steps": [TRUE]}).json["id"]
     eventually(lambda: web.get(f"/v1/operations/{operation}").json["step"], lambda step: step == "run")
-    label(web, exec=how)  # for the commands behind the first
+    label(web, exec=how, exec_ms="0")  # for the commands behind the first
     answer = web.get(f"/v1/operations/{operation}", prefer_wait=60)
     assert (answer.status, answer.code) == (424, "provision::failed")
     assert answer.context == {"vm": "web", "step": 1, "tail": "true\n", **context}

@@ -63,9 +63,9 @@ def test_operations_survive(api, vmmd, way):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_idempotency_key_survives(api, vmmd, way):
-    first = api.post("/v1/vms", create_body("web"), headers={"Idempotency-Key": "k"}, prefer_wait=30)
+    first = api.post("/v1/vms", create_body("web"), headers={"Idempotency-Key": "k"}, prefer_wait=60)
     again(vmmd, way)
-    second = api.post("/v1/vms", create_body("web"), headers={"Idempotency-Key": "k"}, prefer_wait=30)
+    second = api.post("/v1/vms", create_body("web"), headers={"Idempotency-Key": "k"}, prefer_wait=60)
     assert second.status == 200 and second.json["id"] == first.json["id"]
     assert second.headers["Idempotency-Replayed"] == "true"
     assert api.post("/v1/vms", create_body("x"), headers={"Idempotency-Key": "k"}).code == "api::idempotency_mismatch"
@@ -132,17 +132,18 @@ def test_interrupted_operation_tells_its_steps(api, vmmd):
 def test_restart_half_done_is_carried_on(api, vmmd):
     """Its second half is the same operation, under the next daemon; in between the VM is stopped, and says so."""
     in_state(api, "running")
-    set_labels(api, "web", {"noop.delay_ms.spawn": "6000"})
+    set_labels(api, "web", {"noop.delay_ms.spawn": "60000"})
     op_id = begin(api, "restart", headers={"Idempotency-Key": "k"})["id"]
     eventually(lambda: get_operation(api, op_id), lambda op: op["step"] == "spawn")
     vm = eventually(lambda: get_vm(api), lambda vm: vm["state"] == "stopped")
     assert vm["operation"] == op_id and not any(c["status"] for c in vm["conditions"])
+    set_labels(api, "web", {"noop.delay_ms.spawn": "1500"})  # for the next daemon
     again(vmmd, "SIGKILL")
     assert get_operation(api, op_id)["state"] in ("running", "succeeded")
     operation = ended(api, op_id)
     assert operation["state"] == "succeeded" and {s["state"] for s in operation["steps"]} == {"done", "skipped"}
     assert get_vm(api)["state"] == "running" and get_vm(api)["operation"] is None
-    replay = api.post("/v1/vms/web/restart", headers={"Idempotency-Key": "k"}, prefer_wait=30)
+    replay = api.post("/v1/vms/web/restart", headers={"Idempotency-Key": "k"}, prefer_wait=60)
     assert replay.json["id"] == op_id and replay.headers["Idempotency-Replayed"] == "true"
 
 
@@ -161,12 +162,12 @@ def test_vm_found_resumed_gets_ready(api, vmmd):
     eventually(lambda: get_vm(api)["operation"], bool)
     again(vmmd, "SIGKILL")
     assert get_vm(api)["state"] == "running"
-    assert api.get("/v1/vms/web/wait", query={"for": "ready", "timeout": 20}).status == 200
+    assert api.get("/v1/vms/web/wait", query={"for": "ready", "timeout": 60}).status == 200
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_create_under_way_is_finished_or_leaves_nothing(api, vmmd, way):
-    steps = [s["name"] for s in api.post("/v1/vms", create_body("probe"), prefer_wait=30).json["steps"]]
+    steps = [s["name"] for s in api.post("/v1/vms", create_body("probe"), prefer_wait=60).json["steps"]]
     for number, step in enumerate(steps):
         name = f"web{number}"
         answer = api.post("/v1/vms", create_body(name, labels={f"noop.delay_ms.{step}": "20000"}))
@@ -187,7 +188,7 @@ def test_waiting_client_is_answered_at_sigterm(api, vmmd):
         waiting = pool.submit(lambda: api.get("/v1/vms/web/wait", query={"for": "state:running", "timeout": 60}))
         eventually(lambda: limit_used(api, "waits"), lambda n: n == 1)
         vmmd.stop()
-        answer = waiting.result(20)
+        answer = waiting.result()
     assert answer.status == 503 and answer.code == "daemon::shutting_down"
 
 
@@ -196,9 +197,11 @@ def test_client_that_waits_for_its_operation_learns_of_it_at_sigterm(api, vmmd):
     make_vm(api, labels={"noop.delay_ms.spawn": "60000"})
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(lambda: api.post("/v1/vms/web/start", prefer_wait=60))
-        eventually(lambda: get_vm(api)["operation"], bool)
+        op_id = eventually(lambda: get_vm(api)["operation"], bool)
+        eventually(lambda: get_operation(api, op_id), lambda op: op["step"] == "spawn")
+        eventually(lambda: limit_used(api, "waits"), lambda n: n == 1)
         vmmd.stop()
-        answer = waiting.result(20)
+        answer = waiting.result()
     assert (answer.status, answer.json["kind"], answer.json["state"]) == (202, "vm.start", "running")
     assert answer.headers["Location"] == f"/v1/operations/{answer.json['id']}"
     vmmd.start()
@@ -235,8 +238,8 @@ def test_wait_for_an_operation_goes_on_by_its_id(api, vmmd, way):
     eventually(lambda: get_operation(api, op_id), lambda op: op["step"] == "spawn")
     again(vmmd, way)
     began = time.monotonic()
-    answer = api.get(f"/v1/operations/{op_id}", prefer_wait=60)
-    assert time.monotonic() - began < 30
+    answer = api.get(f"/v1/operations/{op_id}", prefer_wait=600)
+    assert time.monotonic() - began < 100
     if answer.status != 200:
         assert (answer.status, answer.code) == (503, "operation::interrupted"), answer
     again(vmmd, "SIGKILL")  # and so by the one after that
@@ -244,13 +247,13 @@ def test_wait_for_an_operation_goes_on_by_its_id(api, vmmd, way):
 
 
 def test_operations_are_remembered_as_long_as_the_config_says(daemons):
-    daemon = daemons(config="operations_keep_s = 3\nevents_keep = 10\n")
+    daemon = daemons(config="operations_keep_s = 10\nevents_keep = 10\n")
     api = daemon.client()
-    op_id = api.post("/v1/vms", create_body("web"), prefer_wait=30, headers={"Idempotency-Key": "k"}).json["id"]
+    op_id = api.post("/v1/vms", create_body("web"), prefer_wait=60, headers={"Idempotency-Key": "k"}).json["id"]
     daemon.kill9()
     daemon.start()
     assert api.get(f"/v1/operations/{op_id}").json["state"] == "succeeded"
-    time.sleep(3)
+    time.sleep(10)
     for number in range(130):  # what is old goes when the events are cut, or every ten minutes
         api.patch("/v1/vms/web", {"labels": {"n": str(number)}})
     eventually(lambda: api.get(f"/v1/operations/{op_id}").code, lambda code: code == "operation::not_found")
@@ -276,10 +279,10 @@ def test_what_a_stop_refuses_has_no_effect(api, vmmd):
         threads = [threading.Thread(target=work, args=(worker,)) for worker in range(8)]
         for thread in threads:
             thread.start()
-        time.sleep(0.3)
+        eventually(lambda: len(answers), lambda n: n >= 30)
         vmmd.stop()
         for thread in threads:
-            thread.join(30)
+            thread.join()
         vmmd.start()
         there = {vm["name"]: vm for vm in api.get("/v1/vms?limit=1000").json["items"]}
         for key, status in answers.items():

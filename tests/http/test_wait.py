@@ -26,18 +26,16 @@ def in_background(call):
 
 def test_what_holds_already_is_met_at_once(api):
     make_vm(api)
-    begun = time.monotonic()
-    answer = wait(api, "state:prepared")
+    answer = wait(api, "state:prepared", timeout=0)
     assert answer.status == 200 and answer.json["met"] is True and answer.json["vm"] == get_vm(api)
-    assert time.monotonic() - begun < 30
 
 
 def test_wait_ends_when_the_state_comes(api):
     make_vm(api, labels={"noop.delay_ms.greet": "500"})
-    begin(api, "start")
     begun = time.monotonic()
+    begin(api, "start")
     assert wait(api, "state:running").json["vm"]["state"] == "running"
-    assert 0.3 <= time.monotonic() - begun < 30
+    assert time.monotonic() - begun >= 0.45
 
 
 def test_many_waiters_are_all_told(api):
@@ -46,7 +44,7 @@ def test_many_waiters_are_all_told(api):
     waited_for(api, 20)
     do(api, "start")
     for thread, answers in waiters:
-        thread.join(60)
+        thread.join()
         assert answers[0].status == 200
 
 
@@ -60,7 +58,7 @@ def test_wait_times_out(api):
     begun = time.monotonic()
     answer = wait(api, "state:running", timeout=1)
     assert (answer.status, answer.code) == (504, "wait::timed_out")
-    assert 0.9 <= time.monotonic() - begun < 30
+    assert 0.9 <= time.monotonic() - begun < 40
 
 
 def test_timeout_of_zero_asks_once(api):
@@ -71,7 +69,7 @@ def test_timeout_of_zero_asks_once(api):
 
 def test_all_of_several_must_hold(api):
     make_vm(api, start=True)
-    assert wait(api, "state:running", "state:running", timeout=5).status == 200
+    assert wait(api, "state:running", "state:running").status == 200
     assert wait(api, "state:running", "state:suspended", timeout=1).code == "wait::timed_out"
 
 
@@ -88,7 +86,7 @@ def test_wait_becomes_impossible_when_the_vm_stops_meanwhile(api):
     thread, answers = in_background(lambda: wait(api, "state:suspended"))
     waited_for(api)
     do(api, "stop")
-    thread.join(60)
+    thread.join()
     assert answers[0].code == "wait::impossible"
 
 
@@ -97,7 +95,7 @@ def test_wait_becomes_impossible_when_the_vm_is_destroyed_meanwhile(api):
     thread, answers = in_background(lambda: wait(api, "state:running"))
     waited_for(api)
     destroy(api)
-    thread.join(60)
+    thread.join()
     assert answers[0].code == "wait::impossible"
 
 
@@ -106,7 +104,7 @@ def test_wait_for_destroyed_is_met(api):
     thread, answers = in_background(lambda: wait(api, "state:destroyed"))
     waited_for(api)
     destroy(api)
-    thread.join(60)
+    thread.join()
     assert answers[0].status == 200 and answers[0].json["vm"]["state"] == "destroyed"
 
 
