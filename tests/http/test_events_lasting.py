@@ -1,5 +1,6 @@
 """Events over the daemon's ends, and readers that are slow, many, or gone."""
 import concurrent.futures
+import http.client
 import resource
 import select
 import shutil
@@ -30,7 +31,7 @@ def replay(api, since=0):
 
 def refusal(api, headers=None, **query):
     """The answer to a stream that is refused, or None."""
-    with EventStream(api, query, headers, 10) as stream:
+    with EventStream(api, query, headers, 60) as stream:
         return None if stream.status == 200 else stream.response
 
 
@@ -42,7 +43,7 @@ def patches(api, number):
                              headers={"X-Request-Id": LONG_ID}, check=False).status == 200
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for done in [pool.submit(work, number // 8) for _ in range(8)]:
-            done.result(120 * SLOW)
+            done.result()
 
 
 class Follower(threading.Thread):
@@ -63,12 +64,15 @@ class Follower(threading.Thread):
                             self.seen.append(stream.next().data)
                         except AssertionError:
                             pass  # silence
-            except (OSError, StopIteration):
+            except (OSError, http.client.HTTPException, StopIteration):
                 time.sleep(0.02)
+
+    def has_come_to(self, newest):
+        eventually(lambda: self.seen[-1]["id"] if self.seen else 0, lambda last: last >= newest)
 
     def end(self):
         self.over = True
-        self.join(20)
+        self.join()
 
 
 def test_no_event_is_lost_and_no_id_comes_twice_over_kill9(api, vmmd):
@@ -78,17 +82,18 @@ def test_no_event_is_lost_and_no_id_comes_twice_over_kill9(api, vmmd):
             try:
                 for number in range(1000):
                     api.post("/v1/vms", create_body(f"v{turn}-{worker}-{number}", start=True))
-            except OSError:
+            except (OSError, http.client.HTTPException):
                 pass
+        before = as_of(api)
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
             workers = [pool.submit(work, worker) for worker in range(4)]
-            time.sleep(0.3)
+            eventually(lambda: as_of(api), lambda newest, before=before: newest >= before + 100)
             vmmd.kill9()
             for worker in workers:
-                worker.result(60)
+                worker.result()
         vmmd.start()
     newest = as_of(api)
-    eventually(lambda: follower.seen[-1]["id"], lambda last: last >= newest)
+    follower.has_come_to(newest)
     follower.end()
     ids = [event["id"] for event in follower.seen]
     assert len(ids) > 50 and ids == sorted(set(ids)), "strictly ascending"
@@ -109,9 +114,9 @@ def test_events_that_the_disk_refused_leave_a_gap_and_no_id_twice():
                 break
         assert refused > 5
         disk.make_room()
-        eventually(lambda: api.post("/v1/vms", create_body("after"), prefer_wait=30).status, lambda s: s == 200)
+        eventually(lambda: api.post("/v1/vms", create_body("after"), prefer_wait=60).status, lambda s: s == 200)
         newest = as_of(api)
-        eventually(lambda: follower.seen[-1]["id"], lambda last: last >= newest)
+        follower.has_come_to(newest)
         follower.end()
         ids = [event["id"] for event in follower.seen]
         assert ids == sorted(set(ids)) and ids[-1] - ids[0] >= len(ids), "ascending, with a gap"
@@ -166,7 +171,7 @@ class Raw:
     """An SSE reader that reads when it is told to, and keeps only the ids. HTTP/1.0: no chunks within the lines."""
 
     def __init__(self, api, since=None):
-        self.sock = api.connect(30)
+        self.sock = api.connect(60)
         query = "" if since is None else f"?since={since}"
         self.sock.sendall(f"GET /v1/events{query} HTTP/1.0\r\nHost: vmmd\r\n\r\n".encode())
         self.last, self.tail, self.ended = 0, b"", False
@@ -211,23 +216,17 @@ def test_readers_that_do_not_read_cost_others_nothing(daemons, many_files):
     poll = select.epoll()
     for fd in quick:
         poll.register(fd, select.EPOLLIN)
-    begun, most = as_of(api), 0.0
-    writer = threading.Thread(target=patches, args=(api, 2400))
-    writer.start()
-    checked = time.monotonic()
-    while writer.is_alive():
-        for fd, _ in poll.poll(0.05):
-            assert quick[fd].read(), "a quick reader was dropped"
-        if time.monotonic() - checked > 0.5:
-            checked = time.monotonic()
-            most = max(most, rss_mb(api))
-    newest = as_of(api)
+    begun, newest, most = as_of(api), 0, 0.0
+    for _ in range(12):  # as much as may wait for one who reads: however slow this machine, the quick ones stay quick
+        patches(api, 200)
+        newest = as_of(api)
+        most = max(most, rss_mb(api))
+        end = time.monotonic() + 60 * SLOW
+        while any(reader.last < newest for reader in quick.values()) and time.monotonic() < end:
+            for fd, _ in poll.poll(0.05):
+                assert quick[fd].read(), "a quick reader was dropped"
+        assert {reader.last for reader in quick.values()} == {newest}
     assert newest >= begun + 2400
-    end = time.monotonic() + 30 * SLOW
-    while any(reader.last < newest for reader in quick.values()) and time.monotonic() < end:
-        for fd, _ in poll.poll(0.05):
-            assert quick[fd].read(), "a quick reader was dropped"
-    assert {reader.last for reader in quick.values()} == {newest}
     most = max(most, rss_mb(api))
     print(f"memory: {start:.1f} MiB before, {most:.1f} MiB at most")
     # 100 x 256 KiB, and 500 x what a connection has.
@@ -253,13 +252,13 @@ def test_replay_goes_as_it_is_read_and_never_skips(daemons):
     make_vm(api)
     patches(api, 1400)
     reader = Raw(api, since=0)
-    time.sleep(0.5)
+    eventually(lambda: reader.sock.recv(65536, socket.MSG_PEEK), lambda data: b"\nid: " in data)  # under way
     patches(api, 1760)
     while reader.read():
         pass
     assert 0 < reader.last < 1450, "it got what was under way, not what came after a gap"
     assert refusal(api, {"Last-Event-ID": str(reader.last)}).code == "events::cursor_expired"
-    assert limit_used(api, "streams") == 0
+    eventually(lambda: limit_used(api, "streams"), lambda n: n == 0)
     reader.sock.close()
 
 

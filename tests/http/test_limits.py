@@ -39,7 +39,7 @@ def test_too_many_parked_waits_are_refused_as_overload(api):
     try:
         for number in range(4000):
             try:
-                sock = api.connect(10)
+                sock = api.connect(60)
             except OSError:
                 break
             socks.append(sock)
@@ -64,7 +64,7 @@ def test_idle_connections_do_not_lock_others_out(api):
     socks = []
     try:
         for _ in range(most + 50):
-            sock = api.connect(5)
+            sock = api.connect(60)
             socks.append(sock)
             sock.sendall(request)
             assert sock.recv(4096).startswith(b"HTTP/1.1 200"), len(socks)
@@ -77,7 +77,7 @@ def test_idle_connections_do_not_lock_others_out(api):
 
 def test_burst_of_connections_is_taken(api):
     """A client's connect does not fail for a backlog that is full."""
-    socks = [api.connect(5) for _ in range(900)]
+    socks = [api.connect(60) for _ in range(900)]
     for sock in socks:
         sock.close()
     assert api.get("/v1/health").status == 200
