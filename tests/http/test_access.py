@@ -68,15 +68,15 @@ def test_peer_of_another_user_is_forbidden(vmmd):
             "d=b''\n"
             "while True:\n p=s.recv(65536)\n if not p: break\n d+=p\n"
             "sys.stdout.buffer.write(d)\n")
-    out = subprocess.run([sys.executable, "-c", code, vmmd.socket], stdout=subprocess.PIPE, check=True, timeout=20).stdout
+    out = subprocess.run([sys.executable, "-c", code, vmmd.socket], stdout=subprocess.PIPE, check=True, timeout=60).stdout
     assert out.startswith(b"HTTP/1.1 403") and b"vm_manager::api::forbidden" in out
 
 
 def test_tcp_with_the_token_is_served(tcp):
     api = Client(address=tcp.tcp, token=TOKEN)
     assert api.get("/v1/vms").status == 200
-    assert api.post("/v1/vms", {"name": "tcp", "backend": "noop"}, prefer_wait=30).status == 200
-    assert api.delete("/v1/vms/tcp", prefer_wait=30).status == 200
+    assert api.post("/v1/vms", {"name": "tcp", "backend": "noop"}, prefer_wait=60).status == 200
+    assert api.delete("/v1/vms/tcp", prefer_wait=60).status == 200
 
 
 @pytest.mark.parametrize("headers", [
@@ -220,8 +220,8 @@ def create_as_nobody(vmmd, image):
     """POST /v1/vms by curl as user nobody, who may use the socket by its group; status and body."""
     body = '{"name":"web","backend":"noop","spec":{"image":"%s"}}' % image
     done = subprocess.run(["curl", "-s", "-w", "\n%{http_code}", "--unix-socket", vmmd.socket, "-H", "Content-Type: application/json",
-                           "-H", "Prefer: wait=30", "-d", body, "http://vmmd/v1/vms"],
-                          user="nobody", group="nogroup", extra_groups=[], capture_output=True, text=True, timeout=60)
+                           "-H", "Prefer: wait=60", "-d", body, "http://vmmd/v1/vms"],
+                          user="nobody", group="nogroup", extra_groups=[], capture_output=True, text=True, timeout=120)
     text, status = done.stdout.rsplit("\n", 1)
     return int(status), json.loads(text)
 
@@ -263,6 +263,6 @@ def test_paths_over_tcp_must_lie_below_image_dirs(daemons, tmp_path):
     tcp = Client(address=("127.0.0.1", port))
     inside = {"name": "in", "backend": "noop", "spec": {"image": str(tmp_path / "a.qcow2")}}
     outside = {"name": "out", "backend": "noop", "spec": {"image": "/etc/passwd"}}
-    assert tcp.post("/v1/vms", inside, prefer_wait=30).status == 200
+    assert tcp.post("/v1/vms", inside, prefer_wait=60).status == 200
     assert tcp.post("/v1/vms", outside).code == "image::unsafe"
-    assert daemon.client().post("/v1/vms", outside, prefer_wait=30).status == 200
+    assert daemon.client().post("/v1/vms", outside, prefer_wait=60).status == 200

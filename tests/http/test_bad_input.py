@@ -205,7 +205,7 @@ def test_missing_name_is_refused(api):
 def test_longest_names_are_taken(api):
     for name in ("a", "0", "a" * 63, "a-" * 31 + "z"):
         make_vm(api, name)
-        api.delete(f"/v1/vms/{name}", prefer_wait=30)
+        api.delete(f"/v1/vms/{name}", prefer_wait=60)
 
 
 @pytest.mark.parametrize("labels", [
@@ -222,7 +222,7 @@ def test_field_of_a_verb_that_it_has_not_is_refused(api):
     for timeout in (-1, "5", 10 ** 9, 1.5):
         answer = api.post("/v1/vms/verb/stop", {"timeout_s": timeout})
         assert answer.code == "api::invalid_field" and answer.context["pointer"] == "/timeout_s"
-    api.delete("/v1/vms/verb", prefer_wait=30)
+    api.delete("/v1/vms/verb", prefer_wait=60)
 
 
 @pytest.mark.parametrize("media", ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", "text/json", ""])
@@ -237,17 +237,17 @@ def test_body_without_a_media_type_is_refused(api):
 
 
 def test_media_type_may_have_parameters(api):
-    answer = api.post("/v1/vms", body=b'{"name":"media","backend":"noop"}', prefer_wait=30,
+    answer = api.post("/v1/vms", body=b'{"name":"media","backend":"noop"}', prefer_wait=60,
                       headers={"Content-Type": "Application/JSON ; charset=UTF-8"})
     assert answer.status == 200
-    api.delete("/v1/vms/media", prefer_wait=30)
+    api.delete("/v1/vms/media", prefer_wait=60)
 
 
 def test_post_without_a_body_is_an_empty_object(api):
     make_vm(api, "empty")
-    assert api.post("/v1/vms/empty/start", prefer_wait=30).status == 200
-    assert api.post("/v1/vms/empty/kill", body=b"", headers=JSON, prefer_wait=30).status == 200
-    api.delete("/v1/vms/empty", prefer_wait=30)
+    assert api.post("/v1/vms/empty/start", prefer_wait=60).status == 200
+    assert api.post("/v1/vms/empty/kill", body=b"", headers=JSON, prefer_wait=60).status == 200
+    api.delete("/v1/vms/empty", prefer_wait=60)
     assert api.post("/v1/vms").code == "api::invalid_field"
 
 
@@ -265,18 +265,18 @@ def test_body_that_is_too_large_by_chunks_is_refused(api):
 
 def test_body_just_below_the_bound_is_read(api):
     body = b'{"name":"bound","backend":"noop"}'
-    answer = api.post("/v1/vms", body=body + b" " * (1048576 - len(body)), headers=JSON, prefer_wait=30)
+    answer = api.post("/v1/vms", body=body + b" " * (1048576 - len(body)), headers=JSON, prefer_wait=60)
     assert answer.status == 200, answer
-    api.delete("/v1/vms/bound", prefer_wait=30)
+    api.delete("/v1/vms/bound", prefer_wait=60)
 
 
 def test_chunked_body_is_read(api):
     body = b'{"name":"chunky","backend":"noop"}'
     raw = b"".join(b"%x\r\n%s\r\n" % (len(body[i:i + 7]), body[i:i + 7]) for i in range(0, len(body), 7)) + b"0\r\n\r\n"
-    answer = api.raw_response(b"POST /v1/vms HTTP/1.1\r\nHost: vmmd\r\nContent-Type: application/json\r\nPrefer: wait=30\r\n"
+    answer = api.raw_response(b"POST /v1/vms HTTP/1.1\r\nHost: vmmd\r\nContent-Type: application/json\r\nPrefer: wait=60\r\n"
                               b"Transfer-Encoding: chunked\r\n\r\n" + raw)
     assert answer.status == 200
-    api.delete("/v1/vms/chunky", prefer_wait=30)
+    api.delete("/v1/vms/chunky", prefer_wait=60)
 
 
 @pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v1/nonsense", "/v1/vms/", "/v1/vms/web/nonsense", "/v2/vms", "/v1//vms",
@@ -305,7 +305,7 @@ def test_head_works_wherever_get_does(api):
         answer = api.head(path)
         assert answer.status == 200 and answer.body == b"", path
     assert api.head("/v1/vms/nobody").status == 404
-    api.delete("/v1/vms/head", prefer_wait=30)
+    api.delete("/v1/vms/head", prefer_wait=60)
 
 
 def alive(api):
@@ -366,13 +366,13 @@ def test_client_of_one_byte_a_second_is_let_go(api):
                 break
             except socket.timeout:
                 pass
-            if time.monotonic() - begun > 40:
+            if time.monotonic() - begun > 100:
                 break
     except (BrokenPipeError, ConnectionResetError):
         closed = True
     finally:
         sock.close()
-    assert closed, "it still listens after 40 s"
+    assert closed, "it still listens after 100 s"
     alive(api)
 
 
@@ -383,7 +383,7 @@ def test_slow_client_does_not_slow_others(api):
     begun = time.monotonic()
     for _ in range(50):
         alive(api)
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 25, "they waited until the slow ones were let go"
     for sock in slow:
         sock.close()
 
@@ -407,7 +407,7 @@ def test_client_that_leaves_before_the_answer_loses_nothing(api):
     eventually(lambda: api.get("/v1/vms/left"), lambda answer: answer.status == 200)
     sock.close()
     eventually(lambda: api.get("/v1/vms/left"), lambda answer: answer.status == 200 and answer.json["state"] == "prepared")
-    api.delete("/v1/vms/left", prefer_wait=30)
+    api.delete("/v1/vms/left", prefer_wait=60)
 
 
 def test_client_that_does_not_read_is_no_burden(api):

@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 
 from lib.conform import contract
-from lib.vms import create_body, make_vm
+from lib.vms import create_body, eventually, make_vm
 
 
 def test_catalogue_is_errors_def_whole(shared_api):
@@ -66,16 +66,16 @@ def test_request_ids_differ(shared_api):
 
 
 def test_request_id_is_in_the_log(vmmd, api):
-    api.post("/v1/vms", {"name": "web", "backend": "noop"}, headers={"X-Request-Id": "find-me-4711"}, prefer_wait=30)
-    assert "find-me-4711" in vmmd.log()
+    api.post("/v1/vms", {"name": "web", "backend": "noop"}, headers={"X-Request-Id": "find-me-4711"}, prefer_wait=60)
+    eventually(vmmd.log, lambda log: "find-me-4711" in log)
 
 
 def test_database_that_somebody_else_changed_is_an_internal_error_and_acknowledges_nothing(vmmd, api):
-    with sqlite3.connect(os.path.join(vmmd.data_dir, "vmmd.db")) as db:
+    with sqlite3.connect(os.path.join(vmmd.data_dir, "vmmd.db"), timeout=60) as db:
         db.execute("ALTER TABLE events RENAME TO taken_away")
     answer = api.post("/v1/vms", create_body("web"))
     assert (answer.status, answer.code) == (500, "daemon::internal")
     assert api.get("/v1/vms").json["items"] == []
-    with sqlite3.connect(os.path.join(vmmd.data_dir, "vmmd.db")) as db:
+    with sqlite3.connect(os.path.join(vmmd.data_dir, "vmmd.db"), timeout=60) as db:
         db.execute("ALTER TABLE taken_away RENAME TO events")
     make_vm(api)

@@ -6,9 +6,9 @@ from lib.vms import create_body
 
 @pytest.fixture
 def web(api):
-    assert api.post("/v1/vms", create_body("web", start=True), prefer_wait=30).status == 200
+    assert api.post("/v1/vms", create_body("web", start=True), prefer_wait=60).status == 200
     yield api
-    api.delete("/v1/vms/web", prefer_wait=30)
+    api.delete("/v1/vms/web", prefer_wait=60)
 
 
 @pytest.mark.parametrize("body, pointer", [

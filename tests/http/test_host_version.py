@@ -3,9 +3,9 @@ import os
 import platform
 import re
 import shutil
-import time
 
 from lib.vmmd import run_vmmd
+from lib.vms import eventually
 
 
 def test_health_is_ok(shared_api):
@@ -31,12 +31,7 @@ def test_host_tells_cpu_memory_and_disk_as_they_are(shared_api, shared_vmmd):
 
 def probed(api):
     """The host once the accelerators are known: the probe starts a QEMU."""
-    for _ in range(300):
-        host = api.get("/v1/host").json
-        if all("prob" not in a["reason"] for a in host["accelerators"]):
-            return host
-        time.sleep(0.1)
-    raise AssertionError(host["accelerators"])
+    return eventually(lambda: api.get("/v1/host").json, lambda host: all("prob" not in a["reason"] for a in host["accelerators"]))
 
 
 def test_accelerators_are_told_with_a_reason(shared_api):

@@ -33,7 +33,7 @@ def test_pull_records_the_digest(vmmd, web):
         assert file.read() == DISK
     assert api.get("/v1/images/disk").json == image
     assert os.stat(os.path.dirname(image["path"])).st_mode & 0o077 == 0
-    assert files(vmmd) == [os.path.basename(image["path"])]
+    until(lambda: files(vmmd) == [os.path.basename(image["path"])])
 
 
 def test_pull_verifies_the_digest(vmmd, web):
@@ -109,7 +109,8 @@ def test_delete(vmmd, web):
     pulled(api, web.url("disk.raw"), "disk")
     answer = api.delete("/v1/images/disk", prefer_wait=PATIENCE)
     assert answer.status == 200 and answer.json["kind"] == "image.delete"
-    assert api.get("/v1/images/disk").code == "image::not_found" and files(vmmd) == []
+    assert api.get("/v1/images/disk").code == "image::not_found"
+    until(lambda: files(vmmd) == [])
     assert api.delete("/v1/images/disk").code == "image::not_found"
 
 
@@ -151,7 +152,7 @@ def test_survives_a_lost_database_while_a_vm_may_stand_on_it(vmmd, web):
     vmmd.kill9()
     os.rmdir(stranger)
     vmmd.start()
-    assert not os.path.exists(path)
+    until(lambda: not os.path.exists(path))
 
 
 def test_progress_is_shown_and_told(vmmd, web):
@@ -216,7 +217,7 @@ def test_short_body_is_gone_on_with(vmmd, web):
     last = web.gets("/disk.raw")[-1]
     begin_at = int(last["Range"].split("=")[1].rstrip("-"))
     assert 0 < begin_at <= 300000 and last["If-Range"] == web.etag(DISK)
-    assert len(files(vmmd)) == 1
+    until(lambda: len(files(vmmd)) == 1)
 
 
 def test_cut_twice_is_gone_on_with_twice(vmmd, web):
@@ -550,7 +551,7 @@ def test_goes_on_after_kill_9(vmmd, web):
     assert answer.json["result"]["sha256"] == sha256(big)
     asked = web.gets("/big.raw")[-1]
     assert int(asked["Range"].split("=")[1].rstrip("-")) >= 5 << 20
-    assert len(files(vmmd)) == 1
+    until(lambda: len(files(vmmd)) == 1)
 
 
 def test_what_no_row_has_is_removed_at_the_start(vmmd, web):
@@ -563,7 +564,7 @@ def test_what_no_row_has_is_removed_at_the_start(vmmd, web):
     for name in ("old.part", "old.note"):
         os.utime(os.path.join(vmmd.data_dir, "images", name), (1, 1))
     vmmd.start()
-    assert files(vmmd) == sorted(kept + ["young.note", "young.part"]), "to be gone on with: young, and with its note"
+    until(lambda: files(vmmd) == sorted(kept + ["young.note", "young.part"]))  # to be gone on with: young, and with its note
 
 
 def test_stop_does_not_wait_for_a_pull(vmmd, web):
@@ -667,7 +668,8 @@ def test_convert_into_a_new_image(vmmd, web, tmp_path):
     assert (image["name"], image["format"], image["source_format"], image["url"]) == ("disk2", "qcow2", "raw", None)
     qemu_img("convert", "-f", "qcow2", "-O", "raw", image["path"], str(tmp_path / "back"))
     assert (tmp_path / "back").read_bytes() == DISK
-    assert len(files(vmmd)) == 2 and os.stat(image["path"]).st_uid == os.getuid()
+    until(lambda: len(files(vmmd)) == 2)
+    assert os.stat(image["path"]).st_uid == os.getuid()
     answer = api.post("/v1/images/disk/convert", {"format": "qcow2", "name": "disk2"})
     assert answer.status == 409 and answer.code == "image::already_exists"
 
@@ -712,7 +714,8 @@ def test_prune(vmmd, web):
     assert len(api.get("/v1/images").json["items"]) == 3
     did = api.post("/v1/images/prune")
     assert did.json == {**would.json, "dry_run": False}
-    assert [i["name"] for i in api.get("/v1/images").json["items"]] == ["used"] and len(files(vmmd)) == 1
+    assert [i["name"] for i in api.get("/v1/images").json["items"]] == ["used"]
+    until(lambda: len(files(vmmd)) == 1)
     assert api.post("/v1/images/prune", {"dry": True}).code == "api::invalid_field"
 
 

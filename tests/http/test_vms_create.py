@@ -80,7 +80,7 @@ def test_text_of_every_script_is_kept(api):
 
 def test_backend_defaults_to_qemu(api, tmp_path):
     missing = str(tmp_path / "none.qcow2")
-    answer = api.post("/v1/vms", {"name": "web", "spec": {"image": missing}}, prefer_wait=30)
+    answer = api.post("/v1/vms", {"name": "web", "spec": {"image": missing}}, prefer_wait=60)
     assert answer.code == "image::not_found", answer
 
 
@@ -99,14 +99,14 @@ def test_created_without_prefer_answers_202_and_ends_prepared(api):
 
 def test_taken_name_is_refused(api):
     make_vm(api)
-    answer = api.post("/v1/vms", create_body("web"), prefer_wait=30)
+    answer = api.post("/v1/vms", create_body("web"), prefer_wait=60)
     assert answer.code == "vm::already_exists"
 
 
 def test_of_many_creating_one_name_one_wins(api):
     make_vm(api, "warm")
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda _: api.post("/v1/vms", create_body("web"), prefer_wait=30), range(16)))
+        answers = list(pool.map(lambda _: api.post("/v1/vms", create_body("web"), prefer_wait=60), range(16)))
     assert sorted(a.status for a in answers) == [200] + [409] * 15
     assert len(api.get("/v1/vms").json["items"]) == 2
 
@@ -133,19 +133,19 @@ def test_unknown_vm_is_not_found(shared_api):
 
 def test_protected_vm_is_not_destroyed_until_the_protection_is_lifted(api):
     make_vm(api, protect=True)
-    assert api.delete("/v1/vms/web", prefer_wait=30).code == "vm::protected"
+    assert api.delete("/v1/vms/web", prefer_wait=60).code == "vm::protected"
     assert api.patch("/v1/vms/web", {"spec": {"protect": False}}).status == 200
     destroy(api)
 
 
 @pytest.mark.parametrize("step", ["first", "last"])
 def test_failed_create_leaves_nothing(api, vmmd, step):
-    probe = api.post("/v1/vms", create_body("probe"), prefer_wait=30).json
+    probe = api.post("/v1/vms", create_body("probe"), prefer_wait=60).json
     names = [s["name"] for s in probe["steps"]]
     before = sorted(os.listdir(vmmd.data_dir))
     # The step that announces comes after the point of no return: the one before it can fail.
     fail = names[0] if step == "first" else names[-2] if names[-1] == "announce" else names[-1]
-    answer = api.post("/v1/vms", create_body("web", labels={"noop.fail": fail}), prefer_wait=30)
+    answer = api.post("/v1/vms", create_body("web", labels={"noop.fail": fail}), prefer_wait=60)
     if answer.status == 200:
         pytest.skip(f"step {fail} of create does not meet the backend")
     assert api.get("/v1/vms/web").code == "vm::not_found"
@@ -160,7 +160,7 @@ def test_failed_create_leaves_nothing(api, vmmd, step):
     (create_body("web", network={"type": "vnic", "name": "vnic0"}), "vnic"),
 ])
 def test_what_is_not_there_is_said_to_be_not_available(shared_api, body, reason):
-    answer = shared_api.post("/v1/vms", body, prefer_wait=30)
+    answer = shared_api.post("/v1/vms", body, prefer_wait=60)
     assert (answer.status, answer.code) == (501, "backend::not_available"), reason
     assert shared_api.get("/v1/vms/web").status == 404
 
@@ -203,17 +203,17 @@ def test_image_with_a_backing_file_is_unsafe(shared_api, tmp_path):
 
 
 def test_qemu_vm_without_a_boot_source_is_refused(shared_api):
-    answer = shared_api.post("/v1/vms", qemu_body(), prefer_wait=30)
+    answer = shared_api.post("/v1/vms", qemu_body(), prefer_wait=60)
     assert answer.code == "api::invalid_field"
 
 
 def test_microvm_without_boot_is_refused(shared_api, tmp_path):
-    answer = shared_api.post("/v1/vms", qemu_body(image=str(tmp_path / "x"), machine="microvm"), prefer_wait=30)
+    answer = shared_api.post("/v1/vms", qemu_body(image=str(tmp_path / "x"), machine="microvm"), prefer_wait=60)
     assert answer.code == "api::invalid_field"
 
 
 def test_uefi_on_a_microvm_is_refused(shared_api):
-    answer = shared_api.post("/v1/vms", qemu_body(boot={"kernel": "/boot/k"}, machine="microvm", uefi=True), prefer_wait=30)
+    answer = shared_api.post("/v1/vms", qemu_body(boot={"kernel": "/boot/k"}, machine="microvm", uefi=True), prefer_wait=60)
     assert answer.status in (422, 501), answer
 
 
@@ -227,7 +227,7 @@ def test_bridge_that_does_not_exist_is_named(shared_api):
 
 def test_memory_beyond_the_host_is_refused_by_qemu_and_taken_by_noop(api):
     body = qemu_body(boot={"kernel": "/bin/true"}, memory_mb=1 << 25)
-    answer = api.post("/v1/vms", dict(body, start=True), prefer_wait=30)
+    answer = api.post("/v1/vms", dict(body, start=True), prefer_wait=60)
     assert answer.code == "host::insufficient_memory", answer
     assert make_vm(api, "big", memory_mb=1 << 31)["spec"]["memory_mb"] == 1 << 31
 
@@ -239,7 +239,7 @@ def test_forward_port_that_is_in_use_is_refused_with_its_holder(api):
     if port == 0:
         pytest.skip("noop chooses no port: the qemu tests hold this")
     answer = api.post("/v1/vms", create_body("two", start=True, network={"type": "user", "forwards": [
-        {"host_port": port, "guest_port": 80}]}), prefer_wait=30)
+        {"host_port": port, "guest_port": 80}]}), prefer_wait=60)
     assert answer.code == "network::port_in_use"
     assert "one" in json.dumps(answer.json)
 

@@ -95,7 +95,7 @@ def test_cursor_survives_changes_between_pages(api):
         make_vm(api, name)
     cursor = api.get("/v1/vms", query={"limit": 2}).json["next_cursor"]
     make_vm(api, "c")
-    api.delete("/v1/vms/b", prefer_wait=30)
+    api.delete("/v1/vms/b", prefer_wait=60)
     assert names(api.get("/v1/vms", query={"limit": 2, "cursor": cursor})) == ["c", "d"]
 
 
