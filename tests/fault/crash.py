@@ -33,10 +33,6 @@ from crash_images import ImageRun, check_images, make_disk, remove_images  # noq
 from crash_world import GONE, INTERRUPTED, Unreached, World, body_of, check_operation  # noqa: E402
 from lib.vms import eventually  # noqa: E402
 
-# Of what comes by chance beside an operation (an agent's answer, the steps' events), the first is enough.
-ONCE = ("store:vm:", "store:events:", "store:prune:")
-
-
 ELSEWHERE = "another way"
 
 
@@ -313,7 +309,7 @@ def counted(path):
         with open(path, encoding="utf-8") as file:
             for name in file.read().split():
                 seen[name] += 1
-                if seen[name] == 1 or not name.startswith(ONCE):
+                if seen[name] == 1 or not name.startswith(crash_cases.BY_CHANCE):  # of those the first is enough
                     points.append((name, seen[name]))
     return points
 

@@ -48,10 +48,14 @@ def after(*names):
     return tuple(names)
 
 
+# What comes by chance beside an operation, or behind it: an agent's answer, the steps' events 50 ms later.
+BY_CHANCE = ("store:vm:", "store:events:", "store:prune:")
+
+
 def between(first, last):
-    """Of the points as they were passed, those from `first` to `last`; the steps' events are written 50 ms later, wherever that is then."""
+    """Of the points as they were passed, those from `first` to `last`, which are there whatever the moment."""
     return lambda points: [point for point in points[points.index((first, 1)):points.index((last, 1)) + 1]
-                           if not point[0].startswith("store:events:")]
+                           if not point[0].startswith(BY_CHANCE)]
 
 
 NOOP = [
